@@ -1,0 +1,166 @@
+/*
+ * batch.h
+ *		The nouns that the steps of a message's path share: the message as it is
+ *		stored, and the batch, which is every message that was read from storage
+ *		and whose fate is not yet recorded in progress.
+ */
+#ifndef OUTBOX_BATCH_H
+#define OUTBOX_BATCH_H
+
+#include "datatype/timestamp.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+struct HTAB;
+struct OutboxWindow;
+
+#define OUTBOX_SEGMENTS 4		/* outbox.message_0 .. message_3 */
+#define OUTBOX_DEFERRED (-1)	/* "segment" of a message read from deferred */
+
+/* A run of bytes that somebody else owns; data is NULL where SQL has NULL. */
+typedef struct OutboxBytes
+{
+	const char *data;
+	uint32		len;
+} OutboxBytes;
+
+/*
+ * One message as stored.  Pointers lead into the tuple it was read from, and
+ * the payload may still be a TOAST pointer: whoever encodes it detoasts it, one
+ * message at a time.
+ */
+typedef struct OutboxMessage
+{
+	int64		id;
+	uint64		xid;			/* top-level transaction that enqueued it */
+	int			segment;		/* 0 .. OUTBOX_SEGMENTS - 1, or OUTBOX_DEFERRED */
+	int32		attempts;		/* times it was refused so far */
+	TimestampTz enqueued_at;
+	TimestampTz deliver_at;		/* DT_NOBEGIN: at once */
+	pg_uuid_t	message_id;
+	OutboxBytes exchange;
+	OutboxBytes routing_key;
+	OutboxBytes ordering_key;	/* data is NULL: none */
+	OutboxBytes content_type;	/* data is NULL: none */
+	Jsonb	   *properties;		/* NULL: none */
+	Jsonb	   *headers;		/* NULL: none */
+	Datum		payload;		/* bytea, possibly toasted */
+} OutboxMessage;
+
+/* What has become of a message since it was read. */
+typedef enum OutboxOutcome
+{
+	OUTBOX_WAITING,				/* to be sent (again), or another of its key first */
+	OUTBOX_SENT,				/* on its way; the broker has not answered */
+	/* settled, all that follow: */
+	OUTBOX_CONFIRMED,
+	OUTBOX_RETURNED,			/* confirmed, but no queue wanted it */
+	OUTBOX_NACKED,
+	OUTBOX_REJECTED,			/* the broker closed the channel because of it */
+	OUTBOX_UNSENDABLE,			/* its header fits no frame of this broker */
+	OUTBOX_SCHEDULED,			/* deliver_at is in the future */
+	OUTBOX_BEHIND,				/* an earlier one with its key was set aside */
+	OUTBOX_VANISHED				/* somebody deleted the row */
+} OutboxOutcome;
+
+#define OUTBOX_KEY_SIZE 256		/* an ordering key and its terminator */
+#define OUTBOX_NO_ENTRY UINT64_MAX
+
+/* What the batch holds of one ordering key; exists while it holds anything. */
+typedef struct OutboxKey
+{
+	char		key[OUTBOX_KEY_SIZE];	/* must be first: hash key */
+	int			entries;		/* in the batch */
+	int			in_flight;		/* sent, not settled */
+	int			set_aside;		/* settled otherwise than by confirm, not recorded */
+	uint64		first_waiting;	/* entries waiting for their turn, in order ... */
+	uint64		last_waiting;	/* ... linked by next_waiting */
+} OutboxKey;
+
+typedef struct OutboxEntry
+{
+	int64		id;
+	struct OutboxWindow *window;	/* NULL: from deferred */
+	OutboxKey  *key;			/* NULL: none */
+	uint64		delivery_tag;	/* if sent */
+	uint64		next_waiting;	/* entry index, OUTBOX_NO_ENTRY: none */
+	char	   *error;			/* the broker's words, palloc'd; NULL: none */
+	TimestampTz deliver_at;
+	int32		attempts;		/* before this one */
+	uint32		size;			/* bytes on the wire */
+	int8		segment;
+	uint8		outcome;		/* OutboxOutcome */
+	bool		returned;		/* basic.return came, its ack is still to come */
+} OutboxEntry;
+
+/*
+ * A ring of everything that was read and is not yet recorded, in the order it
+ * was read.  Entries are named by an index that only grows.
+ */
+#define OUTBOX_BATCH_SIZE 65536	/* a power of 2 */
+
+typedef struct OutboxBatch
+{
+	MemoryContext context;		/* owns entries, keys, error texts */
+	OutboxEntry *entries;
+	uint64		head;			/* oldest entry */
+	uint64		tail;			/* next free */
+	uint64		resend;			/* entries from here on may have to be sent (again) */
+	uint64		gated;			/* entries from here on wait for the durability gate */
+	uint64		careful_until;	/* while an entry below is unsettled: one at a time */
+	int64		suspect_id;		/* oldest unsettled when a connection was closed on us */
+	uint64		first_ready;	/* entries whose turn has come in their key */
+	uint64		last_ready;
+	uint64	   *published;		/* entry index by delivery tag, modulo the size */
+	uint64		next_tag;
+	uint64		lowest_tag;		/* all below are settled */
+	int			in_flight;
+	Size		in_flight_bytes;
+	struct HTAB *keys;
+	struct HTAB *from_deferred;	/* ids of deferred that must not be picked now */
+} OutboxBatch;
+
+extern OutboxBatch *outbox_batch_create(MemoryContext context);
+
+static inline OutboxEntry *
+outbox_batch_entry(OutboxBatch *batch, uint64 index)
+{
+	return &batch->entries[index % OUTBOX_BATCH_SIZE];
+}
+
+/* Append a message that was read; it is WAITING, and not yet in any list. */
+extern uint64 outbox_batch_append(OutboxBatch *batch, const OutboxMessage *message,
+								  struct OutboxWindow *window);
+
+/* May it be sent now?  If another of its key must be first, it is queued up behind. */
+extern bool outbox_batch_take_turn(OutboxBatch *batch, uint64 index);
+
+/* It is on its way under the next delivery tag. */
+extern void outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size);
+
+/* Its fate is known.  `error` is copied, NULL if there is none. */
+extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
+								OutboxOutcome outcome, const char *error);
+
+/* All that is sent and not settled must be sent again, on a new channel. */
+extern void outbox_batch_unsend(OutboxBatch *batch);
+
+/* The entry under a delivery tag, OUTBOX_NO_ENTRY if it is not in flight. */
+extern uint64 outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag);
+
+/* Take the next entry whose turn has come; OUTBOX_NO_ENTRY: none. */
+extern uint64 outbox_batch_take_ready(OutboxBatch *batch);
+
+/* The oldest entry is recorded: forget it. */
+extern void outbox_batch_pop(OutboxBatch *batch);
+
+/* Is the oldest entry settled, and past the gate? */
+extern bool outbox_batch_head_settled(OutboxBatch *batch);
+
+/* Is a message of this key to be set aside, because one before it was? */
+extern bool outbox_batch_key_set_aside(OutboxBatch *batch, OutboxBytes key);
+
+/* How many may be in flight at once: outbox.in_flight_messages, or one at a time. */
+extern int	outbox_batch_limit(OutboxBatch *batch);
+
+#endif							/* OUTBOX_BATCH_H */

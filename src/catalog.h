@@ -1,0 +1,38 @@
+/*
+ * catalog.h
+ *		Our tables as C sees them: names, column numbers, OIDs.  Must agree with
+ *		sql/outbox.sql.
+ */
+#ifndef OUTBOX_CATALOG_H
+#define OUTBOX_CATALOG_H
+
+/* Columns of outbox.message_N. */
+#define Anum_message_id				1
+#define Anum_message_xid			2
+#define Anum_message_enqueued_at	3
+#define Anum_message_message_id		4
+#define Anum_message_exchange		5
+#define Anum_message_routing_key	6
+#define Anum_message_ordering_key	7
+#define Anum_message_deliver_at		8
+#define Anum_message_content_type	9
+#define Anum_message_properties		10
+#define Anum_message_headers		11
+#define Anum_message_payload		12
+#define Natts_message				12
+
+/* Columns of outbox.deferred beyond those of a segment. */
+#define Anum_deferred_reason		13
+#define Anum_deferred_due_at		14
+#define Anum_deferred_attempts		15
+
+/*
+ * OIDs are looked up by name each time (the catalog caches make that cheap),
+ * so DROP EXTENSION followed by CREATE EXTENSION needs no invalidation of ours.
+ * Each returns InvalidOid if the extension is not there.
+ */
+extern Oid	outbox_catalog_segment(int segment);
+extern Oid	outbox_catalog_sequence(void);
+extern Oid	outbox_catalog_table(const char *name);
+
+#endif							/* OUTBOX_CATALOG_H */

@@ -1,0 +1,158 @@
+/*
+ * confirm.c
+ *		Step 6 of a message's path: the broker's answers settle messages.
+ *
+ *		ack and nack come in any order, for one tag or for all up to one.  A return
+ *		precedes the ack of its message and carries no tag, only our header
+ *		x-outbox-id.  What was in flight when a channel or connection ended is
+ *		unknown and sent again; nothing but the broker's answer settles a message.
+ *
+ *		After a channel was closed because of a message, the broker has dropped all
+ *		that came behind it and answered for none, so the culprit cannot be told
+ *		from the innocent.  They are sent again one at a time (careful_until) until
+ *		the channel closes on a message that is alone in flight.
+ *
+ *		The broker is not trusted: a tag that is not in flight is reported, not
+ *		looked up.
+ */
+#include "pgcompat.h"
+
+#include "confirm.h"
+
+#define CONNECTION_FORCED 320	/* the broker is shut down, or an operator closed us */
+
+static void
+settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
+{
+	OutboxEntry *entry = outbox_batch_entry(batch, index);
+
+	if (!ack)
+	{
+		tally->nacked++;
+		outbox_batch_settle(batch, index, OUTBOX_NACKED,
+							"refused by RabbitMQ (basic.nack): a queue is full, or not available");
+	}
+	else if (entry->returned)
+	{
+		tally->returned++;
+		outbox_batch_settle(batch, index, OUTBOX_RETURNED, NULL);
+	}
+	else
+	{
+		tally->confirmed++;
+		outbox_batch_settle(batch, index, OUTBOX_CONFIRMED, NULL);
+	}
+}
+
+static const char *
+apply_answer(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *tally)
+{
+	bool		ack = event->type == OUTBOX_EVENT_ACK;
+	uint64		last = event->delivery_tag;
+	uint64		index;
+
+	if (event->multiple && last == 0)
+		last = batch->next_tag - 1; /* "all so far" */
+	if (last >= batch->next_tag)
+		return "RabbitMQ confirmed a message that was never sent to it";
+	if (!event->multiple)
+	{
+		index = outbox_batch_in_flight(batch, last);
+		if (index == OUTBOX_NO_ENTRY)
+			return "RabbitMQ confirmed a message twice";
+		settle_answered(batch, index, ack, tally);
+		return NULL;
+	}
+	for (uint64 tag = batch->lowest_tag; tag <= last; tag++)
+	{
+		index = outbox_batch_in_flight(batch, tag);
+		if (index != OUTBOX_NO_ENTRY)
+			settle_answered(batch, index, ack, tally);
+	}
+	return NULL;
+}
+
+static const char *
+apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
+{
+	for (uint64 tag = batch->lowest_tag; tag < batch->next_tag; tag++)
+	{
+		uint64		index = outbox_batch_in_flight(batch, tag);
+		OutboxEntry *entry;
+
+		if (index == OUTBOX_NO_ENTRY)
+			continue;
+		entry = outbox_batch_entry(batch, index);
+		if (entry->id != event->id || entry->returned)
+			continue;
+		entry->returned = true;
+		entry->error = MemoryContextStrdup(batch->context, event->text);
+		return NULL;
+	}
+	return "RabbitMQ returned a message that was never sent to it";
+}
+
+/* The oldest message in flight, OUTBOX_NO_ENTRY if none is. */
+static uint64
+oldest_in_flight(OutboxBatch *batch)
+{
+	return batch->in_flight == 0 ? OUTBOX_NO_ENTRY :
+		outbox_batch_in_flight(batch, batch->lowest_tag);
+}
+
+/* The broker ended the channel, or the connection, because of something we sent. */
+static void
+apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
+{
+	uint64		oldest = oldest_in_flight(batch);
+
+	if (oldest == OUTBOX_NO_ENTRY)
+		return;
+	if (batch->in_flight == 1)
+		outbox_batch_settle(batch, oldest, OUTBOX_REJECTED, event->text);
+	else
+		batch->careful_until = batch->tail;
+}
+
+/*
+ * A closed connection may have been the fault of a message as well: if it happens
+ * twice in a row with the same one in front, look for it.
+ */
+static void
+apply_loss(OutboxBatch *batch, const OutboxBrokerEvent *event)
+{
+	uint64		oldest = oldest_in_flight(batch);
+	int64		suspect = oldest == OUTBOX_NO_ENTRY ? 0 : outbox_batch_entry(batch, oldest)->id;
+
+	if (event->code == 0 || event->code == CONNECTION_FORCED || suspect == 0)
+		return;
+	if (suspect == batch->suspect_id)
+		apply_refusal(batch, event);
+	batch->suspect_id = suspect;
+}
+
+const char *
+outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *tally)
+{
+	switch (event->type)
+	{
+		case OUTBOX_EVENT_ACK:
+		case OUTBOX_EVENT_NACK:
+			return apply_answer(batch, event, tally);
+		case OUTBOX_EVENT_RETURN:
+			return apply_return(batch, event);
+		case OUTBOX_EVENT_CHANNEL_CLOSED:
+			apply_refusal(batch, event);
+			outbox_batch_unsend(batch);
+			return NULL;
+		case OUTBOX_EVENT_LOST:
+			apply_loss(batch, event);
+			outbox_batch_unsend(batch);
+			return NULL;
+		case OUTBOX_EVENT_READY:
+		case OUTBOX_EVENT_BLOCKED:
+		case OUTBOX_EVENT_UNBLOCKED:
+			return NULL;
+	}
+	return NULL;
+}

@@ -1,0 +1,122 @@
+/*
+ * control.c
+ *		Owns the table outbox.control and the functions by which an operator steers
+ *		the worker: each changes the table in the caller's transaction and wakes the
+ *		worker at commit.
+ *
+ *		The table also knows the database it was installed in.  In a copy made by
+ *		CREATE DATABASE ... TEMPLATE that is another one: the messages in it are the
+ *		original's, which publishes them itself, so the worker of the copy publishes
+ *		nothing until outbox.adopt().
+ */
+#include "pgcompat.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+
+#include "control.h"
+#include "query.h"
+#include "settings.h"
+#include "shmem.h"
+#include "wake.h"
+
+PG_FUNCTION_INFO_V1(outbox_pause);
+PG_FUNCTION_INFO_V1(outbox_resume);
+PG_FUNCTION_INFO_V1(outbox_reload);
+PG_FUNCTION_INFO_V1(outbox_announce);
+
+static OutboxQuery read_query = {
+	"SELECT paused, database FROM outbox.control",
+	0, {0}
+};
+
+OutboxControl
+outbox_control_read(void)
+{
+	OutboxControl control = {false, false};
+	bool		isnull;
+
+	if (outbox_query_run(&read_query, NULL) > 0)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		control.paused = DatumGetBool(SPI_getbinval(tuple, desc, 1, &isnull));
+		control.foreign = DatumGetObjectId(SPI_getbinval(tuple, desc, 2, &isnull)) != MyDatabaseId;
+	}
+	outbox_query_done();
+	return control;
+}
+
+static void
+set_paused(bool paused)
+{
+	Oid			types[1] = {BOOLOID};
+	Datum		values[1] = {BoolGetDatum(paused)};
+
+	SPI_connect();
+	if (SPI_execute_with_args("UPDATE outbox.control SET paused = $1 WHERE paused <> $1",
+							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not update outbox.control");
+	SPI_finish();
+	outbox_wake_control_at_commit();
+}
+
+/* outbox.pause(): publish nothing until outbox.resume(). */
+Datum
+outbox_pause(PG_FUNCTION_ARGS)
+{
+	set_paused(true);
+	PG_RETURN_VOID();
+}
+
+/* outbox.resume(): undo outbox.pause(). */
+Datum
+outbox_resume(PG_FUNCTION_ARGS)
+{
+	set_paused(false);
+	PG_RETURN_VOID();
+}
+
+/*
+ * outbox.reload(): restart the worker, so that it connects anew and reads what
+ * ALTER DATABASE ... SET left for new sessions.
+ */
+Datum
+outbox_reload(PG_FUNCTION_ARGS)
+{
+	OutboxSlot *slot = outbox_shmem_find(MyDatabaseId);
+
+	if (slot == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("there is no outbox worker for this database"),
+				 errhint("outbox must be in shared_preload_libraries.")));
+	pg_atomic_write_u32(&slot->reload, 1);
+	outbox_shmem_wake_worker(MyDatabaseId);
+	PG_RETURN_VOID();
+}
+
+/* outbox.announce(): called by the install script. */
+Datum
+outbox_announce(PG_FUNCTION_ARGS)
+{
+	if (outbox_shared == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("outbox is not in shared_preload_libraries"),
+				 errdetail("Messages are stored, but nothing publishes them."),
+				 errhint("Add outbox to shared_preload_libraries and restart the server.")));
+	else if (outbox_shmem_claim(MyDatabaseId) == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no outbox worker is free for this database"),
+				 errdetail("Messages are stored, but nothing publishes them."),
+				 errhint("Raise outbox.max_databases (now %d) and restart the server.",
+						 outbox_max_databases)));
+	else
+		outbox_wake_launcher_at_commit();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,17 @@
+/*
+ * control.h
+ *		What an operator asked of the worker.
+ */
+#ifndef OUTBOX_CONTROL_H
+#define OUTBOX_CONTROL_H
+
+typedef struct OutboxControl
+{
+	bool		paused;
+	bool		foreign;		/* this database is a copy of another one */
+} OutboxControl;
+
+/* worker, within a session */
+extern OutboxControl outbox_control_read(void);
+
+#endif							/* OUTBOX_CONTROL_H */

@@ -1,0 +1,580 @@
+/*
+ * cursor.c
+ *		Step 3 of a message's path: read what has been committed since last time.
+ *
+ *		The cursor reads windows.  A window lies between two horizons, 1 (settled or
+ *		being settled) and 2 (later): its messages are those visible in snapshot S2
+ *		and not in S1, in order of id.  Each committed message is in exactly one
+ *		window, whenever its transaction began and whatever its id.
+ *
+ *		To find them without reading everything, tell two kinds apart by xid:
+ *
+ *		(a) late ones: xids assigned before horizon 1 and not complete there.  They
+ *			are listed in xip(S1), or lie in [xmax(S1), N1): assigned, not
+ *			complete, and not listed.  Read by the index on (xid, id).
+ *		(b) xids from N1 on.  They were assigned after L1 was read, and enqueue()
+ *			draws the id after it has the xid, so their ids are above L1; being
+ *			visible in S2, their ids are at most U2.  Read by the index on (id) in
+ *			(L1, U2], leaving out rows of kind (a) and rows S2 does not see.
+ *
+ *		An xid below xmax(S1) that is not in xip(S1) was complete in S1, and its
+ *		messages belong to an earlier window.  Thus (a) and (b) cover all xids, and
+ *		no row is in both.  docs/architecture.md has the same argument for xids that
+ *		are given out again after a crash.
+ *
+ *		Each kind is a set of streams that come ordered by id from their index; they
+ *		are merged, so nothing is sorted, and reading goes on after any id at the
+ *		cost of a few index descents.
+ *
+ *		On entry to open() there is a transaction without an xid of its own.  Between
+ *		open() and close() a snapshot is held; nothing waits for the network there.
+ */
+#include "pgcompat.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "catalog.h"
+#include "cursor.h"
+
+#define MAX_COLUMNS 24			/* of any table that begins like a segment */
+
+/* One source of rows in order of id: kind (b) of a segment, or one late xid in it. */
+typedef struct OutboxStream
+{
+	int			segment;
+	uint64		xid;			/* 0: kind (b) */
+	bool		exhausted;
+
+	/* while the cursor is open */
+	Relation	index;
+	SysScanDesc scan;
+	HeapTuple	head;			/* next row, NULL: none */
+	int64		head_id;
+	uint64		head_xid;
+} OutboxStream;
+
+struct OutboxCursor
+{
+	MemoryContext context;
+	int			only_segment;
+	OutboxHorizon settled;		/* where the first window begins */
+	OutboxWindow *first;		/* oldest window not settled; NULL: none */
+	OutboxWindow *last;			/* the one being read */
+	OutboxHorizon base;			/* where `last` begins */
+
+	/* streams of `last` */
+	bool		streams_known;
+	OutboxStream *streams;
+	int			stream_count;
+	int			stream_size;
+
+	/* while open */
+	Snapshot	snapshot;
+	Relation	segments[OUTBOX_SEGMENTS];
+	OutboxStream *current;		/* the last message came from here */
+};
+
+static OutboxHorizon
+copy_horizon(const OutboxHorizon *horizon, MemoryContext context)
+{
+	OutboxHorizon result = *horizon;
+
+	result.snapshot = outbox_snapshot_copy(&horizon->snapshot, context);
+	return result;
+}
+
+static OutboxWindow *
+append_window(OutboxCursor *cursor, OutboxHorizon target, int64 read_id)
+{
+	OutboxWindow *window = MemoryContextAllocZero(cursor->context, sizeof(OutboxWindow));
+
+	window->target = target;
+	window->read_id = window->settled_id = read_id;
+	if (cursor->last)
+		cursor->last->next = window;
+	else
+		cursor->first = window;
+	cursor->last = window;
+	cursor->streams_known = false;
+	return window;
+}
+
+/* Drop the windows at the front that are settled to their end. */
+static void
+forget_settled_windows(OutboxCursor *cursor)
+{
+	OutboxWindow *window;
+
+	while ((window = cursor->first) != NULL && window->complete &&
+		   window->settled_id >= window->read_id)
+	{
+		/* The last one stays: its target is where the next window begins. */
+		if (window == cursor->last)
+			break;
+		pfree(cursor->settled.snapshot.xip);
+		cursor->settled = window->target;
+		cursor->first = window->next;
+		pfree(window);
+	}
+}
+
+OutboxCursor *
+outbox_cursor_create(MemoryContext context, const OutboxProgress *progress, int segment)
+{
+	OutboxCursor *cursor = MemoryContextAllocZero(context, sizeof(OutboxCursor));
+
+	cursor->context = context;
+	cursor->only_segment = segment;
+	cursor->settled = copy_horizon(&progress->settled, context);
+	cursor->base = copy_horizon(&progress->settled, context);
+	if (progress->in_window)
+		append_window(cursor, copy_horizon(&progress->window, context), progress->last_id);
+	return cursor;
+}
+
+/* ---- the streams of a window ---- */
+
+static void
+add_stream(OutboxCursor *cursor, int segment, uint64 xid)
+{
+	if (cursor->stream_count == cursor->stream_size)
+	{
+		cursor->stream_size = Max(16, cursor->stream_size * 2);
+		if (cursor->streams == NULL)
+			cursor->streams = MemoryContextAlloc(cursor->context,
+												 cursor->stream_size * sizeof(OutboxStream));
+		else
+			cursor->streams = repalloc(cursor->streams,
+									   cursor->stream_size * sizeof(OutboxStream));
+	}
+	memset(&cursor->streams[cursor->stream_count], 0, sizeof(OutboxStream));
+	cursor->streams[cursor->stream_count].segment = segment;
+	cursor->streams[cursor->stream_count].xid = xid;
+	cursor->stream_count++;
+}
+
+static Relation
+open_named_index(const char *name)
+{
+	Oid			oid = outbox_catalog_table(name);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("index outbox.%s does not exist", name),
+				 errhint("The extension's own indexes must not be dropped or renamed; reinstall the extension.")));
+	return index_open(oid, AccessShareLock);
+}
+
+static Relation
+open_index(int segment, bool by_xid)
+{
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), by_xid ? "message_%d_xid_id_idx" : "message_%d_pkey", segment);
+	return open_named_index(name);
+}
+
+static uint64
+tuple_xid(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+
+	return U64FromFullTransactionId(DatumGetFullTransactionId(
+									heap_getattr(tuple, Anum_message_xid, desc, &isnull)));
+}
+
+static int64
+tuple_id(HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+
+	return DatumGetInt64(heap_getattr(tuple, Anum_message_id, desc, &isnull));
+}
+
+/*
+ * The lowest xid of at least `from` that any row of the segment carries, be the
+ * row visible or not; 0 if there is none.  This walks from xid to xid, not from
+ * row to row: a large transaction in progress costs one step.
+ */
+static uint64
+next_xid_in_segment(Relation segment, Relation index, uint64 from)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	uint64		result = 0;
+
+	ScanKeyInit(&key, Anum_message_xid, BTGreaterEqualStrategyNumber, F_XID8GE,
+				FullTransactionIdGetDatum(FullTransactionIdFromU64(from)));
+	scan = systable_beginscan_ordered(segment, index, SnapshotAny, 1, &key);
+	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
+	if (HeapTupleIsValid(tuple))
+		result = tuple_xid(tuple, RelationGetDescr(segment));
+	systable_endscan_ordered(scan);
+	return result;
+}
+
+/* Add streams of kind (a) for the xids in [from, below) that became visible. */
+static void
+add_late_streams(OutboxCursor *cursor, int segment, Relation index, uint64 from, uint64 below)
+{
+	Relation	rel = cursor->segments[segment];
+
+	while (from < below &&
+		   (from = next_xid_in_segment(rel, index, from)) != 0 && from < below)
+	{
+		if (outbox_snapshot_sees(&cursor->last->target.snapshot, from))
+			add_stream(cursor, segment, from);
+		from++;
+	}
+}
+
+/* Find the streams of the window to be read; once per window. */
+static void
+find_streams(OutboxCursor *cursor)
+{
+	const OutboxHorizon *base = &cursor->base;
+	const OutboxSnapshot *target = &cursor->last->target.snapshot;
+
+	cursor->stream_count = 0;
+	cursor->streams_known = true;
+	for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
+	{
+		Relation	index = NULL;
+
+		/* A segment that is empty now held nothing that S2 sees. */
+		if (cursor->segments[segment] == NULL ||
+			RelationGetNumberOfBlocks(cursor->segments[segment]) == 0)
+			continue;
+
+		add_stream(cursor, segment, 0);
+		for (int i = 0; i < base->snapshot.xcnt; i++)
+		{
+			uint64		xid = base->snapshot.xip[i];
+
+			if (!outbox_snapshot_sees(target, xid))
+				continue;
+			if (index == NULL)
+				index = open_index(segment, true);
+			add_late_streams(cursor, segment, index, xid, xid + 1);
+		}
+		if (base->snapshot.xmax < base->next_xid)
+		{
+			if (index == NULL)
+				index = open_index(segment, true);
+			add_late_streams(cursor, segment, index, base->snapshot.xmax, base->next_xid);
+		}
+		if (index)
+			index_close(index, AccessShareLock);
+	}
+}
+
+/* Step to the next row of a stream that belongs to the window. */
+static void
+step_stream(OutboxCursor *cursor, OutboxStream *stream)
+{
+	TupleDesc	desc = RelationGetDescr(cursor->segments[stream->segment]);
+
+	for (;;)
+	{
+		stream->head = systable_getnext_ordered(stream->scan, ForwardScanDirection);
+		if (!HeapTupleIsValid(stream->head))
+		{
+			stream->exhausted = true;
+			return;
+		}
+		stream->head_xid = tuple_xid(stream->head, desc);
+		stream->head_id = tuple_id(stream->head, desc);
+		if (stream->xid != 0)
+			return;
+		if (stream->head_xid >= cursor->base.next_xid &&
+			outbox_snapshot_sees(&cursor->last->target.snapshot, stream->head_xid))
+			return;
+	}
+}
+
+static void
+open_stream(OutboxCursor *cursor, OutboxStream *stream)
+{
+	int64		after = cursor->last->read_id;
+	ScanKeyData keys[2];
+	int			count = 0;
+
+	if (stream->xid != 0)
+		ScanKeyInit(&keys[count++], Anum_message_xid, BTEqualStrategyNumber, F_XID8EQ,
+					FullTransactionIdGetDatum(FullTransactionIdFromU64(stream->xid)));
+	else
+	{
+		int64		lower = cursor->base.last_id;
+
+		/* A sequence that was set back gives no lower bound (setval, restore). */
+		if (cursor->last->target.upper_id < lower)
+			lower = 0;
+		after = Max(after, lower);
+		ScanKeyInit(&keys[count++], Anum_message_id, BTLessEqualStrategyNumber, F_INT8LE,
+					Int64GetDatum(cursor->last->target.upper_id));
+	}
+	ScanKeyInit(&keys[count++], Anum_message_id, BTGreaterStrategyNumber, F_INT8GT,
+				Int64GetDatum(after));
+
+	stream->index = open_index(stream->segment, stream->xid != 0);
+	stream->scan = systable_beginscan_ordered(cursor->segments[stream->segment],
+											  stream->index, cursor->snapshot, count, keys);
+	step_stream(cursor, stream);
+}
+
+static void
+close_stream(OutboxStream *stream)
+{
+	if (stream->scan == NULL)
+		return;
+	systable_endscan_ordered(stream->scan);
+	index_close(stream->index, AccessShareLock);
+	stream->scan = NULL;
+	stream->index = NULL;
+	stream->head = NULL;
+}
+
+/* ---- reading ---- */
+
+bool
+outbox_cursor_at_end(OutboxCursor *cursor)
+{
+	return cursor->last == NULL || cursor->last->complete;
+}
+
+/*
+ * Take a new horizon and make a window of what lies between it and the end of
+ * the last one; false if that is the same moment.
+ */
+static bool
+begin_window(OutboxCursor *cursor)
+{
+	const OutboxHorizon *from = cursor->last ? &cursor->last->target : &cursor->settled;
+	OutboxHorizon target = outbox_horizon_take(cursor->context, &cursor->snapshot);
+
+	if (outbox_snapshot_equal(&from->snapshot, &target.snapshot))
+	{
+		UnregisterSnapshot(cursor->snapshot);
+		pfree(target.snapshot.xip);
+		return false;
+	}
+	pfree(cursor->base.snapshot.xip);
+	cursor->base = copy_horizon(from, cursor->context);
+	append_window(cursor, target, 0);
+	forget_settled_windows(cursor);
+	return true;
+}
+
+bool
+outbox_cursor_open(OutboxCursor *cursor)
+{
+	if (!outbox_cursor_at_end(cursor))
+		cursor->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	else if (!begin_window(cursor))
+		return false;
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		if (cursor->only_segment == OUTBOX_ALL_SEGMENTS || cursor->only_segment == i)
+			cursor->segments[i] = table_open(outbox_catalog_segment(i), AccessShareLock);
+	}
+	if (!cursor->streams_known)
+		find_streams(cursor);
+	for (int i = 0; i < cursor->stream_count; i++)
+	{
+		if (!cursor->streams[i].exhausted)
+			open_stream(cursor, &cursor->streams[i]);
+	}
+	cursor->current = NULL;
+	return true;
+}
+
+bool
+outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message)
+{
+	OutboxStream *lowest = NULL;
+
+	if (cursor->current)
+		step_stream(cursor, cursor->current);
+
+	for (int i = 0; i < cursor->stream_count; i++)
+	{
+		OutboxStream *stream = &cursor->streams[i];
+
+		if (stream->head && (lowest == NULL || stream->head_id < lowest->head_id))
+			lowest = stream;
+	}
+	cursor->current = lowest;
+	if (lowest == NULL)
+	{
+		cursor->last->complete = true;
+		return false;
+	}
+	outbox_message_from_tuple(message, lowest->head,
+							  RelationGetDescr(cursor->segments[lowest->segment]),
+							  lowest->segment);
+	cursor->last->read_id = message->id;
+	return true;
+}
+
+void
+outbox_cursor_close(OutboxCursor *cursor)
+{
+	for (int i = 0; i < cursor->stream_count; i++)
+		close_stream(&cursor->streams[i]);
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		if (cursor->segments[i])
+			table_close(cursor->segments[i], AccessShareLock);
+		cursor->segments[i] = NULL;
+	}
+	UnregisterSnapshot(cursor->snapshot);
+	cursor->snapshot = NULL;
+	cursor->current = NULL;
+}
+
+OutboxWindow *
+outbox_cursor_window(OutboxCursor *cursor)
+{
+	return cursor->last;
+}
+
+/* ---- what is settled ---- */
+
+void
+outbox_cursor_settle(OutboxCursor *cursor, OutboxWindow *window, int64 id)
+{
+	for (OutboxWindow *w = cursor->first; w != window; w = w->next)
+		w->settled_id = w->read_id;
+	window->settled_id = id;
+	forget_settled_windows(cursor);
+}
+
+void
+outbox_cursor_position(OutboxCursor *cursor, OutboxProgress *progress)
+{
+	OutboxWindow *window;
+
+	forget_settled_windows(cursor);
+	window = cursor->first;
+	progress->settled = cursor->settled;
+	progress->in_window = false;
+	if (window == NULL)
+		return;
+	if (window->complete && window->settled_id >= window->read_id)
+		progress->settled = window->target;
+	else if (window->settled_id > 0)
+	{
+		progress->in_window = true;
+		progress->window = window->target;
+		progress->last_id = window->settled_id;
+	}
+}
+
+/* ---- single messages ---- */
+
+struct OutboxFetch
+{
+	Relation	segment;
+	Relation	index;
+	SysScanDesc scan;
+};
+
+OutboxFetch *
+outbox_cursor_fetch(int segment, int64 id, OutboxMessage *message)
+{
+	OutboxFetch *fetch = palloc(sizeof(OutboxFetch));
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	if (segment == OUTBOX_DEFERRED)
+	{
+		fetch->segment = table_open(outbox_catalog_table("deferred"), AccessShareLock);
+		fetch->index = open_named_index("deferred_pkey");
+	}
+	else
+	{
+		fetch->segment = table_open(outbox_catalog_segment(segment), AccessShareLock);
+		fetch->index = open_index(segment, false);
+	}
+	ScanKeyInit(&key, Anum_message_id, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	fetch->scan = systable_beginscan_ordered(fetch->segment, fetch->index,
+											 GetActiveSnapshot(), 1, &key);
+	tuple = systable_getnext_ordered(fetch->scan, ForwardScanDirection);
+	if (!HeapTupleIsValid(tuple))
+	{
+		outbox_cursor_fetch_end(fetch);
+		return NULL;
+	}
+	outbox_message_from_tuple(message, tuple, RelationGetDescr(fetch->segment), segment);
+	return fetch;
+}
+
+void
+outbox_cursor_fetch_end(OutboxFetch *fetch)
+{
+	systable_endscan_ordered(fetch->scan);
+	index_close(fetch->index, AccessShareLock);
+	table_close(fetch->segment, AccessShareLock);
+	pfree(fetch);
+}
+
+static OutboxBytes
+text_bytes(Datum value, bool isnull)
+{
+	OutboxBytes result = {NULL, 0};
+
+	if (!isnull)
+	{
+		text	   *t = DatumGetTextPP(value);
+
+		result.data = VARDATA_ANY(t);
+		result.len = VARSIZE_ANY_EXHDR(t);
+	}
+	return result;
+}
+
+void
+outbox_message_from_tuple(OutboxMessage *message, HeapTuple tuple, TupleDesc desc, int segment)
+{
+	Datum		values[MAX_COLUMNS];
+	bool		isnull[MAX_COLUMNS];
+
+	Assert(desc->natts <= MAX_COLUMNS);
+	heap_deform_tuple(tuple, desc, values, isnull);
+
+#define VALUE(column) (values[Anum_message_##column - 1])
+#define IS_NULL(column) (isnull[Anum_message_##column - 1])
+	message->id = DatumGetInt64(VALUE(id));
+	message->xid = U64FromFullTransactionId(DatumGetFullTransactionId(VALUE(xid)));
+	message->segment = segment;
+	message->attempts = segment == OUTBOX_DEFERRED ?
+		DatumGetInt32(values[Anum_deferred_attempts - 1]) : 0;
+	message->enqueued_at = DatumGetTimestampTz(VALUE(enqueued_at));
+	message->deliver_at = IS_NULL(deliver_at) ? DT_NOBEGIN : DatumGetTimestampTz(VALUE(deliver_at));
+	message->message_id = *DatumGetUUIDP(VALUE(message_id));
+	message->exchange = text_bytes(VALUE(exchange), IS_NULL(exchange));
+	message->routing_key = text_bytes(VALUE(routing_key), IS_NULL(routing_key));
+	message->ordering_key = text_bytes(VALUE(ordering_key), IS_NULL(ordering_key));
+	message->content_type = text_bytes(VALUE(content_type), IS_NULL(content_type));
+	message->properties = IS_NULL(properties) ? NULL : DatumGetJsonbP(VALUE(properties));
+	message->headers = IS_NULL(headers) ? NULL : DatumGetJsonbP(VALUE(headers));
+	message->payload = VALUE(payload);
+#undef VALUE
+#undef IS_NULL
+}

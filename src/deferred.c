@@ -1,0 +1,317 @@
+/*
+ * deferred.c
+ *		Owns the table outbox.deferred: messages that wait for deliver_at, for
+ *		another attempt, or behind a message with the same ordering key.
+ *
+ *		A message comes here in the very transaction in which progress passes it
+ *		(progress.c), never earlier: otherwise a crash in between would send it
+ *		twice, or send it and keep it here.
+ *
+ *		The queue of an ordering key is its rows that are not 'scheduled', in order
+ *		of place.  Only the first is ever due; the others are due at infinity.
+ *		Whoever removes a first row makes the next one due in the same transaction.
+ *
+ *		An operator may hold locks on rows here.  The worker never waits for them:
+ *		outbox_deferred_lock() leaves locked rows for another time.
+ */
+#include "pgcompat.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+#include "catalog.h"
+#include "cursor.h"
+#include "deferred.h"
+#include "query.h"
+
+
+
+#define INSERT_FROM(segment) { \
+	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS ", reason, due_at, attempts, last_error)" \
+	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, '')" \
+	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id ORDER BY a.n" \
+	" ON CONFLICT (id) DO NOTHING RETURNING ordering_key", \
+	5, OUTBOX_ASIDE_TYPES}
+
+static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
+	INSERT_FROM("message_0"), INSERT_FROM("message_1"),
+	INSERT_FROM("message_2"), INSERT_FROM("message_3")
+};
+
+static OutboxQuery update_query = {
+	"UPDATE outbox.deferred d SET reason = a.reason, due_at = a.due_at,"
+	" attempts = a.attempts, last_error = coalesce(nullif(a.last_error, ''), d.last_error),"
+	" place = CASE WHEN a.reason = 'behind' THEN nextval('outbox.deferred_place_seq')"
+	" ELSE d.place END"
+	" FROM " OUTBOX_ASIDE_TABLE " WHERE d.id = a.id RETURNING ordering_key",
+	5, OUTBOX_ASIDE_TYPES
+};
+
+static OutboxQuery delete_query = {
+	"DELETE FROM outbox.deferred WHERE id = ANY ($1) RETURNING ordering_key",
+	1, {INT8ARRAYOID}
+};
+
+static OutboxQuery lock_query = {
+	"SELECT id FROM outbox.deferred WHERE id = ANY ($1) ORDER BY id FOR UPDATE SKIP LOCKED",
+	1, {INT8ARRAYOID}
+};
+
+static OutboxQuery exist_query = {
+	"SELECT id FROM outbox.deferred WHERE id = ANY ($1) ORDER BY id",
+	1, {INT8ARRAYOID}
+};
+
+#define FIRST_OF_QUEUE \
+	"(SELECT q.id FROM outbox.deferred q WHERE q.ordering_key = k" \
+	" AND q.reason <> 'scheduled' ORDER BY q.place LIMIT 1)"
+
+static OutboxQuery promote_query = {
+	"UPDATE outbox.deferred SET due_at = now() WHERE due_at = 'infinity' AND"
+	" id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE " FROM unnest($1) k))",
+	1, {TEXTARRAYOID}
+};
+
+static OutboxQuery promote_all_query = {
+	"UPDATE outbox.deferred SET due_at = now() WHERE due_at = 'infinity' AND"
+	" id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE " FROM (SELECT DISTINCT ordering_key FROM"
+	" outbox.deferred WHERE ordering_key IS NOT NULL AND reason = 'behind') o (k)))",
+	0, {0}
+};
+
+static OutboxQuery queue_query = {
+	"SELECT 1 FROM outbox.deferred WHERE ordering_key = $1 AND reason <> 'scheduled' LIMIT 1",
+	1, {TEXTOID}
+};
+
+static OutboxQuery any_queue_query = {
+	"SELECT 1 FROM outbox.deferred WHERE ordering_key IS NOT NULL"
+	" AND reason <> 'scheduled' LIMIT 1",
+	0, {0}
+};
+
+static OutboxQuery due_query = {
+	"SELECT * FROM outbox.deferred WHERE due_at <= $1 ORDER BY due_at, place LIMIT $2",
+	2, {TIMESTAMPTZOID, INT8OID}
+};
+
+static OutboxQuery next_query = {
+	"SELECT due_at FROM outbox.deferred WHERE due_at > $1 ORDER BY due_at LIMIT 1",
+	1, {TIMESTAMPTZOID}
+};
+
+void
+outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
+				 TimestampTz due, int attempts, const char *error)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+#define ADD(array, value, type) \
+	(aside->array = accumArrayResult(aside->array, (value), false, (type), context))
+	ADD(ids, Int64GetDatum(id), INT8OID);
+	ADD(reasons, CStringGetTextDatum(reason), TEXTOID);
+	ADD(due, TimestampTzGetDatum(due), TIMESTAMPTZOID);
+	ADD(attempts, Int32GetDatum(attempts), INT4OID);
+	ADD(errors, CStringGetTextDatum(error ? error : ""), TEXTOID);
+#undef ADD
+	aside->count++;
+}
+
+static Datum
+as_array(ArrayBuildState *array)
+{
+	return makeArrayResult(array, CurrentMemoryContext);
+}
+
+/* Collect the ordering keys that a statement returned. */
+static void
+collect_keys(OutboxTouchedKeys *touched, uint64 rows, MemoryContext context)
+{
+	for (uint64 i = 0; i < rows; i++)
+	{
+		bool		isnull;
+		Datum		key = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			touched->keys = accumArrayResult(touched->keys, key, false, TEXTOID, context);
+	}
+}
+
+void
+outbox_aside_run(OutboxQuery *query, OutboxAside *aside, OutboxTouchedKeys *touched)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		args[5];
+
+	if (aside->count == 0)
+		return;
+	args[0] = as_array(aside->ids);
+	args[1] = as_array(aside->reasons);
+	args[2] = as_array(aside->due);
+	args[3] = as_array(aside->attempts);
+	args[4] = as_array(aside->errors);
+	collect_keys(touched, outbox_query_run(query, args), context);
+	outbox_query_done();
+}
+
+void
+outbox_deferred_insert(int segment, OutboxAside *aside, OutboxTouchedKeys *touched)
+{
+	outbox_aside_run(&insert_queries[segment], aside, touched);
+}
+
+void
+outbox_deferred_update(OutboxAside *aside, OutboxTouchedKeys *touched)
+{
+	outbox_aside_run(&update_query, aside, touched);
+}
+
+void
+outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touched)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		args[1];
+
+	if (ids == NULL)
+		return;
+	args[0] = as_array(ids);
+	collect_keys(touched, outbox_query_run(&delete_query, args), context);
+	outbox_query_done();
+}
+
+void
+outbox_deferred_promote(OutboxTouchedKeys *touched)
+{
+	Datum		args[1];
+
+	if (touched->keys == NULL)
+		return;
+	args[0] = as_array(touched->keys);
+	(void) outbox_query_run(&promote_query, args);
+	outbox_query_done();
+}
+
+void
+outbox_deferred_promote_all(void)
+{
+	(void) outbox_query_run(&promote_all_query, NULL);
+	outbox_query_done();
+}
+
+/* The ids that a query returns, in the current context. */
+static OutboxIds
+collect_ids(OutboxQuery *query, Datum *args)
+{
+	MemoryContext context = CurrentMemoryContext;
+	OutboxIds	set;
+
+	set.count = outbox_query_run(query, args);
+	set.ids = MemoryContextAlloc(context, Max(1, set.count) * sizeof(int64));
+	for (int i = 0; i < set.count; i++)
+	{
+		bool		isnull;
+
+		set.ids[i] = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+												 SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	outbox_query_done();
+	return set;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		x = *(const int64 *) a;
+	int64		y = *(const int64 *) b;
+
+	return (x > y) - (x < y);
+}
+
+bool
+outbox_ids_contain(const OutboxIds *set, int64 id)
+{
+	return bsearch(&id, set->ids, set->count, sizeof(int64), compare_ids) != NULL;
+}
+
+void
+outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, OutboxIds *all)
+{
+	Datum		args[1];
+
+	args[0] = as_array(ids);
+	*locked = collect_ids(&lock_query, args);
+	*all = *locked;
+	if (locked->count < ids->nelems)
+		*all = collect_ids(&exist_query, args);
+}
+
+bool
+outbox_deferred_has_queue(OutboxBytes key)
+{
+	Datum		args[1];
+	bool		result;
+
+	args[0] = PointerGetDatum(cstring_to_text_with_len(key.data, key.len));
+	result = outbox_query_run(&queue_query, args) > 0;
+	outbox_query_done();
+	return result;
+}
+
+bool
+outbox_deferred_has_queues(void)
+{
+	bool		result = outbox_query_run(&any_queue_query, NULL) > 0;
+
+	outbox_query_done();
+	return result;
+}
+
+static TimestampTz
+next_due(TimestampTz now)
+{
+	Datum		args[1];
+	TimestampTz result = DT_NOEND;
+	bool		isnull;
+
+	args[0] = TimestampTzGetDatum(now);
+	if (outbox_query_run(&next_query, args) > 0)
+		result = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0],
+												   SPI_tuptable->tupdesc, 1, &isnull));
+	outbox_query_done();
+	return result;
+}
+
+TimestampTz
+outbox_deferred_pick(TimestampTz now, int limit, struct HTAB *busy,
+					 void (*take) (void *arg, const OutboxMessage *message, bool in_queue),
+					 void *arg)
+{
+	Datum		args[2];
+	uint64		rows;
+	int			taken = 0;
+
+	/* Ask for as many more as may have to be passed over. */
+	args[0] = TimestampTzGetDatum(now);
+	args[1] = Int64GetDatum(limit + hash_get_num_entries(busy));
+	rows = outbox_query_run(&due_query, args);
+	for (uint64 i = 0; i < rows && taken < limit; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		OutboxMessage message;
+		bool		isnull;
+		Datum		reason = SPI_getbinval(tuple, desc, Anum_deferred_reason, &isnull);
+
+		outbox_message_from_tuple(&message, tuple, desc, OUTBOX_DEFERRED);
+		if (hash_search(busy, &message.id, HASH_FIND, NULL) != NULL)
+			continue;
+		take(arg, &message, strcmp(TextDatumGetCString(reason), "scheduled") != 0);
+		taken++;
+	}
+	outbox_query_done();
+	/* There may be more that are due: ask again at once. */
+	return taken == limit ? now : next_due(now);
+}

@@ -1,0 +1,97 @@
+/*
+ * deferred.h
+ *		Messages set aside until they are due.
+ */
+#ifndef OUTBOX_DEFERRED_H
+#define OUTBOX_DEFERRED_H
+
+#include "batch.h"
+#include "utils/array.h"
+
+/* Columns of the messages that one statement sets aside. */
+typedef struct OutboxAside
+{
+	int			count;
+	ArrayBuildState *ids;
+	ArrayBuildState *reasons;	/* scheduled, retry, behind */
+	ArrayBuildState *due;
+	ArrayBuildState *attempts;
+	ArrayBuildState *errors;	/* '' for none */
+} OutboxAside;
+
+/* The same as a table in SQL. */
+#define OUTBOX_ASIDE_TYPES \
+	{INT8ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TEXTARRAYOID}
+#define OUTBOX_ASIDE_TABLE \
+	"unnest($1, $2, $3, $4, $5) WITH ORDINALITY" \
+	" a (id, reason, due_at, attempts, last_error, n)"
+
+/* The columns that deferred and dead_letter share with a segment. */
+#define OUTBOX_MESSAGE_COLUMNS \
+	"id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key," \
+	" deliver_at, content_type, properties, headers, payload"
+
+/* In the current memory context, which must live until the statement is run. */
+extern void outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
+							 TimestampTz due, int attempts, const char *error);
+
+/* Ordering keys whose queue in deferred a statement has touched. */
+typedef struct OutboxTouchedKeys
+{
+	ArrayBuildState *keys;
+} OutboxTouchedKeys;
+
+/* Run a statement that takes the five columns and returns ordering keys. */
+struct OutboxQuery;
+extern void outbox_aside_run(struct OutboxQuery *query, OutboxAside *aside,
+							 OutboxTouchedKeys *touched);
+
+/* All of the following within a session that writes. */
+
+/* Move messages from a segment to deferred, in the order they were added. */
+extern void outbox_deferred_insert(int segment, OutboxAside *aside, OutboxTouchedKeys *touched);
+
+/* Give messages of deferred another due time, or another place. */
+extern void outbox_deferred_update(OutboxAside *aside, OutboxTouchedKeys *touched);
+
+/* Confirmed. */
+extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touched);
+
+/* Make the first message of each touched queue due, if it still waits behind another. */
+extern void outbox_deferred_promote(OutboxTouchedKeys *touched);
+
+/* The same for every queue: somebody may have deleted the first of one. */
+extern void outbox_deferred_promote_all(void);
+
+/* A set of ids, in order. */
+typedef struct OutboxIds
+{
+	int			count;
+	int64	   *ids;
+} OutboxIds;
+
+extern bool outbox_ids_contain(const OutboxIds *set, int64 id);
+
+/*
+ * Lock those of the messages `ids` that nobody else has locked.  *locked and *all
+ * are allocated in the current context; *all also has those that are there but
+ * locked by somebody else.
+ */
+extern void outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, OutboxIds *all);
+
+/* In a session of any kind: */
+
+/* Is anything of this key waiting for a retry, or behind one that is? */
+extern bool outbox_deferred_has_queue(OutboxBytes key);
+extern bool outbox_deferred_has_queues(void);
+
+/*
+ * Hand the messages that are due to `take`, oldest due time first, at most `limit`;
+ * those in `busy` (a hash of ids) are passed over.  Returns when the next one
+ * falls due, DT_NOEND if none does.
+ */
+extern TimestampTz outbox_deferred_pick(TimestampTz now, int limit, struct HTAB *busy,
+										void (*take) (void *arg, const OutboxMessage *message, bool in_queue),
+										void *arg);
+
+#endif							/* OUTBOX_DEFERRED_H */

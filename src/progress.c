@@ -1,0 +1,397 @@
+/*
+ * progress.c
+ *		Step 7 of a message's path: record what is settled.
+ *
+ *		One transaction, at most every OUTBOX_PROGRESS_INTERVAL_MS: the settled
+ *		entries at the front of the batch leave it; those that were not confirmed are
+ *		moved to deferred or dead_letter; the new position is appended.  All of it
+ *		happens or none: after a crash the worker begins again at the last position
+ *		that was recorded, and finds nothing both set aside and yet to be sent.
+ *
+ *		Nothing is recorded before the broker has answered, and nothing beyond the
+ *		durability gate (outbox_batch_head_settled()).
+ *
+ *		Positions are appended to one of two small tables, and the other is emptied
+ *		in turn: rows that are updated in place would pile up dead versions while a
+ *		snapshot is held elsewhere.  The row with the highest number counts.
+ *
+ *		Commits with synchronous_commit = local (session.c): an absent standby must
+ *		not stop the worker.
+ */
+#include "pgcompat.h"
+
+#include <math.h>
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "storage/bufmgr.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "catalog.h"
+#include "dead_letter.h"
+#include "deferred.h"
+#include "progress.h"
+#include "settings.h"
+
+/* Columns of outbox.progress_N. */
+enum
+{
+	COL_NUMBER, COL_RECORDED_AT,
+	COL_SETTLED,				/* three columns of a horizon */
+	COL_WINDOW = COL_SETTLED + 3,	/* three, too, */
+	COL_WINDOW_UPPER_ID = COL_WINDOW + 3,	/* and its fourth */
+	COL_LAST_ID, COL_COUNT
+};
+
+/* Change tables when one has so many pages. */
+#define TABLE_PAGES 16
+
+/* Set aside at most so many messages in one transaction. */
+#define MAX_ASIDE 10000
+
+static const char *const table_names[2] = {"progress_0", "progress_1"};
+static const char *const index_names[2] = {"progress_0_pkey", "progress_1_pkey"};
+
+/* ---- reading ---- */
+
+/* A horizon is three columns: last_id, next_xid, snapshot. */
+static OutboxHorizon
+horizon_from_columns(const Datum *values)
+{
+	OutboxHorizon horizon;
+
+	horizon.last_id = DatumGetInt64(values[0]);
+	horizon.next_xid = U64FromFullTransactionId(DatumGetFullTransactionId(values[1]));
+	horizon.snapshot = outbox_snapshot_from_datum(values[2]);
+	horizon.upper_id = horizon.last_id;
+	return horizon;
+}
+
+/* Replace *progress by the newest row of a table, if that is newer. */
+static void
+load_table(int table, OutboxProgress *progress)
+{
+	Relation	rel = table_open(outbox_catalog_table(table_names[table]), AccessShareLock);
+	Relation	index = index_open(outbox_catalog_table(index_names[table]), AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	SysScanDesc scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
+	HeapTuple	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Datum		values[COL_COUNT];
+		bool		isnull[COL_COUNT];
+
+		heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
+		if (DatumGetInt64(values[COL_NUMBER]) > progress->number)
+		{
+			progress->number = DatumGetInt64(values[COL_NUMBER]);
+			progress->table = table;
+			progress->settled = horizon_from_columns(&values[COL_SETTLED]);
+			progress->in_window = !isnull[COL_LAST_ID];
+			if (progress->in_window)
+			{
+				progress->window = horizon_from_columns(&values[COL_WINDOW]);
+				progress->window.upper_id = DatumGetInt64(values[COL_WINDOW_UPPER_ID]);
+				progress->last_id = DatumGetInt64(values[COL_LAST_ID]);
+			}
+		}
+	}
+	systable_endscan_ordered(scan);
+	UnregisterSnapshot(snapshot);
+	index_close(index, AccessShareLock);
+	table_close(rel, AccessShareLock);
+}
+
+void
+outbox_progress_load(OutboxProgress *progress)
+{
+	/*
+	 * The beginning is the empty snapshot, not that of CREATE EXTENSION: messages
+	 * enqueued by the same transaction would be lost.
+	 */
+	memset(progress, 0, sizeof(*progress));
+	progress->settled.next_xid = FirstNormalTransactionId;
+	progress->settled.snapshot.xmin = FirstNormalTransactionId;
+	progress->settled.snapshot.xmax = FirstNormalTransactionId;
+	progress->settled.snapshot.xip = palloc(sizeof(uint64));
+
+	load_table(0, progress);
+	load_table(1, progress);
+}
+
+bool
+outbox_progress_settles(const OutboxProgress *progress, uint64 xid, int64 id)
+{
+	return outbox_snapshot_sees(&progress->settled.snapshot, xid) ||
+		(progress->in_window && id <= progress->last_id &&
+		 outbox_snapshot_sees(&progress->window.snapshot, xid));
+}
+
+/* ---- writing ---- */
+
+void
+outbox_progress_start(OutboxRecorder *recorder, const OutboxProgress *progress)
+{
+	recorder->number = progress->number;
+	recorder->table = progress->table;
+}
+
+static void
+columns_from_horizon(const OutboxHorizon *horizon, Datum *values, bool *isnull)
+{
+	values[0] = Int64GetDatum(horizon->last_id);
+	values[1] = FullTransactionIdGetDatum(FullTransactionIdFromU64(horizon->next_xid));
+	values[2] = outbox_snapshot_to_datum(&horizon->snapshot);
+	isnull[0] = isnull[1] = isnull[2] = false;
+}
+
+/* Append the cursor's position. */
+static void
+append_position(OutboxRecorder *recorder, TimestampTz now)
+{
+	OutboxProgress position;
+	Relation	rel;
+	Datum		values[COL_COUNT] = {0};
+	bool		isnull[COL_COUNT];
+
+	memset(isnull, true, sizeof(isnull));
+	outbox_cursor_position(recorder->cursor, &position);
+	columns_from_horizon(&position.settled, &values[COL_SETTLED], &isnull[COL_SETTLED]);
+	if (position.in_window)
+	{
+		columns_from_horizon(&position.window, &values[COL_WINDOW], &isnull[COL_WINDOW]);
+		values[COL_WINDOW_UPPER_ID] = Int64GetDatum(position.window.upper_id);
+		values[COL_LAST_ID] = Int64GetDatum(position.last_id);
+		isnull[COL_WINDOW_UPPER_ID] = isnull[COL_LAST_ID] = false;
+	}
+	values[COL_NUMBER] = Int64GetDatum(++recorder->number);
+	values[COL_RECORDED_AT] = TimestampTzGetDatum(now);
+	isnull[COL_NUMBER] = isnull[COL_RECORDED_AT] = false;
+
+	rel = table_open(outbox_catalog_table(table_names[recorder->table]), RowExclusiveLock);
+	if (RelationGetNumberOfBlocks(rel) >= TABLE_PAGES)
+	{
+		Relation	other = table_open(outbox_catalog_table(table_names[1 - recorder->table]),
+									   RowExclusiveLock);
+
+		/* If the other one could not be emptied yet, go on here. */
+		if (RelationGetNumberOfBlocks(other) == 0)
+		{
+			recorder->table = 1 - recorder->table;
+			table_close(rel, NoLock);
+			rel = other;
+		}
+		else
+			table_close(other, NoLock);
+	}
+	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values, isnull));
+	table_close(rel, NoLock);
+}
+
+const char *
+outbox_progress_spare_table(OutboxRecorder *recorder)
+{
+	return table_names[1 - recorder->table];
+}
+
+/* What one transaction does with the messages that were not confirmed. */
+typedef struct AsideWork
+{
+	OutboxAside insert[OUTBOX_SEGMENTS];	/* segment -> deferred */
+	OutboxAside bury[OUTBOX_SEGMENTS];	/* segment -> dead_letter */
+	OutboxAside update;			/* stay in deferred */
+	OutboxAside bury_deferred;	/* deferred -> dead_letter */
+	ArrayBuildState *confirmed; /* leave deferred */
+	int			count;
+	TimestampTz now;
+} AsideWork;
+
+/* Exponential backoff with jitter, so that many do not come back at once. */
+static TimestampTz
+retry_at(TimestampTz now, int attempts)
+{
+	double		delay = ldexp(outbox_retry_delay_min, Min(attempts - 1, 30));
+
+	delay = Min(delay, (double) Max(outbox_retry_delay_max, outbox_retry_delay_min));
+	return TimestampTzPlusMilliseconds(now, (int64) (delay * (0.8 + 0.4 * outbox_random())));
+}
+
+/* Does a refused message get another attempt?  A nack blames the queue, not it. */
+static bool
+gets_another_attempt(const OutboxEntry *entry)
+{
+	return entry->outcome == OUTBOX_NACKED ||
+		(entry->outcome != OUTBOX_UNSENDABLE && entry->attempts + 1 < outbox_max_attempts);
+}
+
+/* Decide where one settled entry goes. */
+static void
+classify(AsideWork *work, const OutboxEntry *entry)
+{
+	bool		from_deferred = entry->segment == OUTBOX_DEFERRED;
+	OutboxAside *defer = from_deferred ? &work->update : &work->insert[entry->segment];
+	OutboxAside *bury = from_deferred ? &work->bury_deferred : &work->bury[entry->segment];
+	int			attempts = entry->attempts + 1;
+
+	switch ((OutboxOutcome) entry->outcome)
+	{
+		case OUTBOX_CONFIRMED:
+			if (!from_deferred)
+				return;
+			work->confirmed = accumArrayResult(work->confirmed, Int64GetDatum(entry->id),
+											   false, INT8OID, CurrentMemoryContext);
+			break;
+		case OUTBOX_RETURNED:
+		case OUTBOX_NACKED:
+		case OUTBOX_REJECTED:
+		case OUTBOX_UNSENDABLE:
+			if (gets_another_attempt(entry))
+				outbox_aside_add(defer, entry->id, "retry", retry_at(work->now, attempts),
+								 attempts, entry->error);
+			else
+				outbox_aside_add(bury, entry->id, "", DT_NOEND, attempts, entry->error);
+			break;
+		case OUTBOX_SCHEDULED:
+			outbox_aside_add(defer, entry->id, "scheduled", entry->deliver_at, 0, NULL);
+			break;
+		case OUTBOX_BEHIND:
+			outbox_aside_add(defer, entry->id, "behind", DT_NOEND, entry->attempts, NULL);
+			break;
+		case OUTBOX_VANISHED:
+			return;
+		case OUTBOX_WAITING:
+		case OUTBOX_SENT:
+			elog(ERROR, "message " INT64_FORMAT " is not settled", entry->id);
+	}
+	work->count++;
+}
+
+/*
+ * Classify entries from deferred, as far as their rows can be locked without
+ * waiting; the others are kept for another time, and not picked until then.
+ */
+static void
+classify_deferred(OutboxRecorder *recorder, AsideWork *work, List *entries)
+{
+	ArrayBuildState *ids = NULL;
+	OutboxIds	locked;
+	OutboxIds	others;
+	List	   *kept = NIL;
+	ListCell   *lc;
+
+	foreach(lc, entries)
+		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
+							   false, INT8OID, CurrentMemoryContext);
+	outbox_deferred_lock(ids, &locked, &others);
+	foreach(lc, entries)
+	{
+		OutboxEntry *entry = lfirst(lc);
+
+		if (outbox_ids_contain(&locked, entry->id))
+			classify(work, entry);
+		else if (outbox_ids_contain(&others, entry->id))
+		{
+			kept = lappend(kept, entry);
+			continue;
+		}
+		(void) hash_search(recorder->batch->from_deferred, &entry->id, HASH_REMOVE, NULL);
+	}
+
+	/* What is kept moves to the batch's context; what was kept before is freed with it. */
+	if (recorder->leftover != NIL || kept != NIL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(recorder->batch->context);
+		List	   *leftover = NIL;
+
+		foreach(lc, kept)
+		{
+			OutboxEntry *copy = palloc(sizeof(OutboxEntry));
+
+			*copy = *(OutboxEntry *) lfirst(lc);
+			copy->key = NULL;
+			if (copy->error)
+				copy->error = pstrdup(copy->error);
+			leftover = lappend(leftover, copy);
+		}
+		foreach(lc, recorder->leftover)
+		{
+			OutboxEntry *entry = lfirst(lc);
+
+			if (entry->error)
+				pfree(entry->error);
+			pfree(entry);
+		}
+		list_free(recorder->leftover);
+		recorder->leftover = leftover;
+		MemoryContextSwitchTo(old);
+	}
+}
+
+static void
+carry_out(AsideWork *work)
+{
+	OutboxTouchedKeys touched = {NULL};
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		outbox_deferred_insert(i, &work->insert[i], &touched);
+		outbox_dead_letter_insert(i, &work->bury[i]);
+	}
+	outbox_deferred_update(&work->update, &touched);
+	outbox_dead_letter_bury(&work->bury_deferred, &touched);
+	outbox_deferred_delete(work->confirmed, &touched);
+	/* Last: now each queue is as it will be. */
+	outbox_deferred_promote(&touched);
+}
+
+bool
+outbox_progress_is_due(OutboxRecorder *recorder)
+{
+	return outbox_batch_head_settled(recorder->batch) || recorder->leftover != NIL;
+}
+
+bool
+outbox_progress_record(OutboxRecorder *recorder, TimestampTz now)
+{
+	OutboxBatch *batch = recorder->batch;
+	AsideWork	work = {.now = now};
+	List	   *from_deferred = NIL;
+	ListCell   *lc;
+	uint64		end = batch->head;
+
+	foreach(lc, recorder->leftover)
+		from_deferred = lappend(from_deferred, lfirst(lc));
+
+	while (end < batch->tail && end < batch->gated &&
+		   outbox_batch_entry(batch, end)->outcome > OUTBOX_SENT && work.count < MAX_ASIDE)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, end++);
+
+		if (entry->segment == OUTBOX_DEFERRED)
+			from_deferred = lappend(from_deferred, entry);
+		else
+		{
+			classify(&work, entry);
+			outbox_cursor_settle(recorder->cursor, entry->window, entry->id);
+		}
+	}
+	if (from_deferred != NIL)
+		classify_deferred(recorder, &work, from_deferred);
+	if (work.count > 0)
+		carry_out(&work);
+	append_position(recorder, now);
+
+	while (batch->head < end)
+		outbox_batch_pop(batch);
+	recorder->recorded_at = now;
+	return work.count > 0;
+}

@@ -1,0 +1,26 @@
+/*
+ * report.h
+ *		What the worker says of itself: slot, pg_stat_activity, server log.
+ */
+#ifndef OUTBOX_REPORT_H
+#define OUTBOX_REPORT_H
+
+#include "broker.h"
+#include "confirm.h"
+#include "shmem.h"
+
+/* worker: state in the slot and in pg_stat_activity; cheap if nothing changed */
+extern void outbox_report_state(OutboxSlot *slot, OutboxWorkerState state,
+								const OutboxBroker *broker);
+
+/* worker: an error for outbox.status, of any origin */
+extern void outbox_report_error(OutboxSlot *slot, const char *text);
+
+/* worker: a change of the connection, once in the log however often it repeats */
+extern void outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event,
+								const OutboxBroker *broker);
+
+/* worker: numbers */
+extern void outbox_report_counts(OutboxSlot *slot, int in_flight, const OutboxTally *tally);
+
+#endif							/* OUTBOX_REPORT_H */

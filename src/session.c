@@ -1,0 +1,125 @@
+/*
+ * session.c
+ *		Owns the worker's transactions: each is short, holds its locks only while
+ *		it works, and is over before anything waits for the network.
+ *
+ *		Locks are taken by ConditionalLockRelationOid() on all tables a transaction
+ *		may touch, before it touches any.  If one cannot be had (DROP EXTENSION,
+ *		ALTER TABLE, an operator's LOCK), the transaction ends at once and the
+ *		worker goes on serving the connection.
+ */
+#include "pgcompat.h"
+
+#include "access/xact.h"
+#include "storage/lmgr.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "pgstat.h"
+
+#include "catalog.h"
+#include "session.h"
+
+static const char *const read_tables[] = {
+	"message_0", "message_1", "message_2", "message_3", "message_id_seq"
+};
+
+static const char *const write_tables[] = {
+	"progress_0", "progress_1", "deferred", "dead_letter", "control"
+};
+
+/* OIDs as of the worker's start: a table dropped and made anew is another one. */
+static Oid	read_oids[lengthof(read_tables)];
+static Oid	write_oids[lengthof(write_tables)];
+
+/*
+ * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker too;
+ * it must not time out, nor plan its tiny queries as if tables without statistics were
+ * best read from end to end.
+ */
+static const char *const overrides[][2] = {
+	{"search_path", "pg_catalog"},
+	{"statement_timeout", "0"},
+	{"lock_timeout", "5s"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"synchronous_commit", "local"},	/* an absent standby must not stop us */
+	{"row_security", "off"},
+	{"jit", "off"},
+	{"enable_seqscan", "off"},
+	{"enable_hashjoin", "off"},
+	{"enable_mergejoin", "off"},
+	{"transaction_timeout", "0"},	/* 17 and later */
+};
+
+static void
+look_up(const char *const *names, Oid *oids, int count)
+{
+	for (int i = 0; i < count; i++)
+		oids[i] = outbox_catalog_table(names[i]);
+}
+
+void
+outbox_session_init(void)
+{
+	for (int i = 0; i < lengthof(overrides); i++)
+	{
+		if (GetConfigOption(overrides[i][0], true, false) != NULL)
+			SetConfigOption(overrides[i][0], overrides[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
+
+	StartTransactionCommand();
+	look_up(read_tables, read_oids, lengthof(read_tables));
+	look_up(write_tables, write_oids, lengthof(write_tables));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+static OutboxSession
+lock_tables(const Oid *oids, int count, LOCKMODE mode)
+{
+	for (int i = 0; i < count; i++)
+	{
+		if (!OidIsValid(oids[i]))
+			return OUTBOX_SESSION_GONE;
+		if (!ConditionalLockRelationOid(oids[i], mode))
+			return OUTBOX_SESSION_LOCKED;
+		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(oids[i])))
+			return OUTBOX_SESSION_GONE;
+	}
+	return OUTBOX_SESSION_OPEN;
+}
+
+OutboxSession
+outbox_session_begin(bool writes)
+{
+	OutboxSession result;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	result = lock_tables(read_oids, lengthof(read_oids), AccessShareLock);
+	if (result == OUTBOX_SESSION_OPEN)
+		result = lock_tables(write_oids, lengthof(write_oids),
+							 writes ? RowExclusiveLock : AccessShareLock);
+	if (result != OUTBOX_SESSION_OPEN)
+	{
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(TopMemoryContext);
+		return result;
+	}
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return OUTBOX_SESSION_OPEN;
+}
+
+void
+outbox_session_commit(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+	/* Nobody else flushes the statistics of a background worker. */
+	pgstat_report_stat(false);
+}

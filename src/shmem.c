@@ -1,0 +1,182 @@
+/*
+ * shmem.c
+ *		Owns the shared memory: the launcher's place and one slot per database.
+ *
+ *		Slots are found by database OID; there are few, so a scan will do.  A slot
+ *		is claimed under the lock and freed only by the launcher, or by the hook
+ *		after DROP DATABASE.  A reader without the lock may see a slot change its
+ *		database under it: all it can do then is set a latch for nothing or write
+ *		to another segment, both harmless.
+ */
+#include "pgcompat.h"
+
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+
+#include "batch.h"
+#include "settings.h"
+#include "shmem.h"
+
+OutboxShared *outbox_shared = NULL;
+
+static shmem_request_hook_type next_shmem_request_hook = NULL;
+static shmem_startup_hook_type next_shmem_startup_hook = NULL;
+
+static Size
+shared_size(void)
+{
+	return add_size(offsetof(OutboxShared, slots),
+					mul_size(outbox_max_databases, sizeof(OutboxSlot)));
+}
+
+static void
+request_shmem(void)
+{
+	if (next_shmem_request_hook)
+		next_shmem_request_hook();
+	RequestAddinShmemSpace(shared_size());
+	RequestNamedLWLockTranche("outbox", 1);
+}
+
+static void
+startup_shmem(void)
+{
+	bool		found;
+
+	if (next_shmem_startup_hook)
+		next_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	outbox_shared = ShmemInitStruct("outbox", shared_size(), &found);
+	if (!found)
+	{
+		memset(outbox_shared, 0, shared_size());
+		outbox_shared->lock = &(GetNamedLWLockTranche("outbox"))->lock;
+		outbox_shared->slot_count = outbox_max_databases;
+		for (int i = 0; i < outbox_max_databases; i++)
+		{
+			OutboxSlot *slot = &outbox_shared->slots[i];
+
+			pg_atomic_init_u32(&slot->open_segment, 0);
+			pg_atomic_init_u32(&slot->control_changed, 0);
+			pg_atomic_init_u32(&slot->reload, 0);
+			pg_atomic_init_u64(&slot->in_flight, 0);
+			pg_atomic_init_u64(&slot->confirmed, 0);
+			pg_atomic_init_u64(&slot->returned, 0);
+			pg_atomic_init_u64(&slot->nacked, 0);
+			pg_atomic_init_u64(&slot->reconnects, 0);
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+void
+outbox_shmem_init(void)
+{
+	next_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shmem;
+	next_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup_shmem;
+}
+
+OutboxSlot *
+outbox_shmem_find(Oid dboid)
+{
+	if (outbox_shared == NULL)
+		return NULL;
+	for (int i = 0; i < outbox_shared->slot_count; i++)
+	{
+		if (outbox_shared->slots[i].dboid == dboid)
+			return &outbox_shared->slots[i];
+	}
+	return NULL;
+}
+
+/*
+ * The slot of a database, a fresh one if it has none yet.
+ *
+ * Returns NULL if outbox.max_databases slots are taken.
+ */
+OutboxSlot *
+outbox_shmem_claim(Oid dboid)
+{
+	OutboxSlot *slot;
+
+	if (outbox_shared == NULL)
+		return NULL;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot = outbox_shmem_find(dboid);
+	if (slot == NULL)
+	{
+		slot = outbox_shmem_find(InvalidOid);
+		if (slot != NULL)
+		{
+			outbox_shmem_clear(slot);
+			slot->dboid = dboid;
+		}
+	}
+	LWLockRelease(outbox_shared->lock);
+	return slot;
+}
+
+/*
+ * Make a slot free.
+ *
+ * The caller holds the lock exclusively; no worker may be attached.
+ */
+void
+outbox_shmem_clear(OutboxSlot *slot)
+{
+	Assert(LWLockHeldByMeInMode(outbox_shared->lock, LW_EXCLUSIVE));
+	Assert(slot->pid == 0);
+
+	memset(slot, 0, offsetof(OutboxSlot, open_segment));
+	pg_atomic_write_u32(&slot->open_segment, 0);
+	pg_atomic_write_u32(&slot->reload, 0);
+	pg_atomic_write_u64(&slot->in_flight, 0);
+	pg_atomic_write_u64(&slot->confirmed, 0);
+	pg_atomic_write_u64(&slot->returned, 0);
+	pg_atomic_write_u64(&slot->nacked, 0);
+	pg_atomic_write_u64(&slot->reconnects, 0);
+}
+
+/*
+ * Which segment enqueue() shall write to.  Only a hint: the worker reads all
+ * segments, and empties one only while nobody writes to it (segment.c), so an
+ * outdated answer is as right as a current one.
+ */
+int
+outbox_shmem_open_segment(void)
+{
+	OutboxSlot *slot = outbox_shmem_find(MyDatabaseId);
+
+	if (slot == NULL)
+		return 0;
+	return pg_atomic_read_u32(&slot->open_segment) % OUTBOX_SEGMENTS;
+}
+
+static void
+set_latch_of(pid_t pid, int procno)
+{
+	/* A PGPROC never goes away; a latch set for a successor does no harm. */
+	if (pid != 0)
+		SetLatch(&ProcGlobal->allProcs[procno].procLatch);
+}
+
+/* Runs in a transaction callback: must not raise, must not take a lock. */
+void
+outbox_shmem_wake_worker(Oid dboid)
+{
+	OutboxSlot *slot = outbox_shmem_find(dboid);
+
+	if (slot != NULL)
+		set_latch_of(slot->pid, slot->procno);
+}
+
+void
+outbox_shmem_wake_launcher(void)
+{
+	if (outbox_shared != NULL)
+		set_latch_of(outbox_shared->launcher_pid, outbox_shared->launcher_procno);
+}

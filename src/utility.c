@@ -1,0 +1,189 @@
+/*
+ * utility.c
+ *		Utility commands that concern the workers, in the backend that runs them.
+ *
+ *		COMMIT PREPARED wakes the worker, since the prepared transaction's own
+ *		callback never runs (wake.c).  DROP EXTENSION wakes it at commit, so that it
+ *		leaves at once.
+ *
+ *		DROP, RENAME, SET TABLESPACE and CREATE ... TEMPLATE need the database
+ *		without sessions: the hook asks its worker to leave (quiesce), waits until
+ *		it has, and lets the launcher start it again when the command is over,
+ *		whether it worked or not.  The mark carries the pid of the backend, so that
+ *		one that dies in between does not keep the worker away (launcher.c).
+ */
+#include "pgcompat.h"
+
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/timestamp.h"
+
+#include "shmem.h"
+#include "utility.h"
+#include "wake.h"
+
+/* Core waits 5 s for other sessions to leave; so do we, at most. */
+#define QUIESCE_TIMEOUT_MS 5000
+
+static ProcessUtility_hook_type next_ProcessUtility = NULL;
+
+/* The argument of an option of CREATE or ALTER DATABASE, NULL if not given. */
+static const char *
+database_option(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *option = lfirst_node(DefElem, lc);
+
+		if (strcmp(option->defname, name) == 0 && option->arg != NULL)
+			return defGetString(option);
+	}
+	return NULL;
+}
+
+/*
+ * The database that a command needs empty, InvalidOid if it needs none.
+ *
+ * Whoever may not run the command shall not be able to stop a worker with it,
+ * hence the ownership check; core repeats it and raises the error.
+ */
+static Oid
+database_to_empty(Node *parsetree)
+{
+	const char *name = NULL;
+	bool		owner_only = true;
+	Oid			dboid;
+
+	switch (nodeTag(parsetree))
+	{
+		case T_DropdbStmt:
+			name = ((DropdbStmt *) parsetree)->dbname;
+			break;
+		case T_RenameStmt:
+			if (((RenameStmt *) parsetree)->renameType == OBJECT_DATABASE)
+				name = ((RenameStmt *) parsetree)->subname;
+			break;
+		case T_AlterDatabaseStmt:
+			if (database_option(((AlterDatabaseStmt *) parsetree)->options, "tablespace"))
+				name = ((AlterDatabaseStmt *) parsetree)->dbname;
+			break;
+		case T_CreatedbStmt:
+			owner_only = false;
+			name = database_option(((CreatedbStmt *) parsetree)->options, "template");
+			break;
+		default:
+			break;
+	}
+
+	if (name == NULL)
+		return InvalidOid;
+	dboid = get_database_oid(name, true);
+	if (OidIsValid(dboid) && owner_only && !outbox_database_ownercheck(dboid))
+		return InvalidOid;
+	return dboid;
+}
+
+/*
+ * Keep workers out of a database (pid of this backend), or let them in again
+ * (0); a database that is gone gives its slot back.
+ */
+static void
+set_quiesced(Oid dboid, pid_t pid, bool dropped)
+{
+	OutboxSlot *slot;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot = outbox_shmem_find(dboid);
+	if (slot != NULL)
+	{
+		slot->quiesced_by = pid;
+		slot->next_start = 0;
+		if (dropped && slot->pid == 0)
+			outbox_shmem_clear(slot);
+	}
+	LWLockRelease(outbox_shared->lock);
+	outbox_shmem_wake_worker(dboid);
+	outbox_shmem_wake_launcher();
+}
+
+/*
+ * Wait until the worker has left.  If it does not, go on: core then raises its
+ * own error about a database in use.
+ */
+static void
+wait_for_worker_to_leave(Oid dboid)
+{
+	TimestampTz start = GetCurrentTimestamp();
+	OutboxSlot *slot;
+
+	while ((slot = outbox_shmem_find(dboid)) != NULL && slot->pid != 0 &&
+		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIESCE_TIMEOUT_MS))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 5, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+call_next(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+		  ProcessUtilityContext context, ParamListInfo params,
+		  QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (next_ProcessUtility)
+		next_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+							queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+								queryEnv, dest, qc);
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *parsetree = pstmt->utilityStmt;
+	Oid			dboid = database_to_empty(parsetree);
+	volatile bool dropped = false;
+
+	if (IsA(parsetree, TransactionStmt) &&
+		((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED)
+		outbox_wake_worker_at_commit();
+	if (IsA(parsetree, DropStmt) &&
+		((DropStmt *) parsetree)->removeType == OBJECT_EXTENSION)
+		outbox_wake_worker_at_commit();
+
+	if (!OidIsValid(dboid) || outbox_shmem_find(dboid) == NULL)
+	{
+		call_next(pstmt, queryString, readOnlyTree, context, params,
+				  queryEnv, dest, qc);
+		return;
+	}
+
+	set_quiesced(dboid, MyProcPid, false);
+	PG_TRY();
+	{
+		wait_for_worker_to_leave(dboid);
+		call_next(pstmt, queryString, readOnlyTree, context, params,
+				  queryEnv, dest, qc);
+		dropped = IsA(parsetree, DropdbStmt);
+	}
+	PG_FINALLY();
+	{
+		set_quiesced(dboid, 0, dropped);
+	}
+	PG_END_TRY();
+}
+
+void
+outbox_utility_init(void)
+{
+	next_ProcessUtility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}
