@@ -75,6 +75,8 @@ apply_answer(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *ta
 static const char *
 apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
 {
+	char		words[sizeof(event->text) + 64];
+
 	for (uint64 tag = batch->lowest_tag; tag < batch->next_tag; tag++)
 	{
 		uint64		index = outbox_batch_in_flight(batch, tag);
@@ -86,7 +88,9 @@ apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
 		if (entry->id != event->id || entry->returned)
 			continue;
 		entry->returned = true;
-		entry->error = MemoryContextStrdup(batch->context, event->text);
+		snprintf(words, sizeof(words), "returned by RabbitMQ, no queue takes it: %u %s",
+				 event->code, event->text);
+		entry->error = MemoryContextStrdup(batch->context, words);
 		return NULL;
 	}
 	return "RabbitMQ returned a message that was never sent to it";

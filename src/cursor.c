@@ -51,6 +51,16 @@
 
 #define MAX_COLUMNS 24			/* of any table that begins like a segment */
 
+/* The first two columns of a segment: never NULL, of fixed width and place. */
+typedef struct OutboxRowKey
+{
+	int64		id;
+	uint64		xid;
+} OutboxRowKey;
+
+StaticAssertDecl(Anum_message_id == 1 && Anum_message_xid == 2,
+				 "OutboxRowKey does not match the columns of a segment");
+
 /* One source of rows in order of id: kind (b) of a segment, or one late xid in it. */
 typedef struct OutboxStream
 {
@@ -63,7 +73,6 @@ typedef struct OutboxStream
 	SysScanDesc scan;
 	HeapTuple	head;			/* next row, NULL: none */
 	int64		head_id;
-	uint64		head_xid;
 } OutboxStream;
 
 struct OutboxCursor
@@ -188,23 +197,6 @@ open_index(int segment, bool by_xid)
 	return open_named_index(name);
 }
 
-static uint64
-tuple_xid(HeapTuple tuple, TupleDesc desc)
-{
-	bool		isnull;
-
-	return U64FromFullTransactionId(DatumGetFullTransactionId(
-									heap_getattr(tuple, Anum_message_xid, desc, &isnull)));
-}
-
-static int64
-tuple_id(HeapTuple tuple, TupleDesc desc)
-{
-	bool		isnull;
-
-	return DatumGetInt64(heap_getattr(tuple, Anum_message_id, desc, &isnull));
-}
-
 /*
  * The lowest xid of at least `from` that any row of the segment carries, be the
  * row visible or not; 0 if there is none.  This walks from xid to xid, not from
@@ -223,7 +215,7 @@ next_xid_in_segment(Relation segment, Relation index, uint64 from)
 	scan = systable_beginscan_ordered(segment, index, SnapshotAny, 1, &key);
 	tuple = systable_getnext_ordered(scan, ForwardScanDirection);
 	if (HeapTupleIsValid(tuple))
-		result = tuple_xid(tuple, RelationGetDescr(segment));
+		result = ((OutboxRowKey *) GETSTRUCT(tuple))->xid;
 	systable_endscan_ordered(scan);
 	return result;
 }
@@ -287,22 +279,22 @@ find_streams(OutboxCursor *cursor)
 static void
 step_stream(OutboxCursor *cursor, OutboxStream *stream)
 {
-	TupleDesc	desc = RelationGetDescr(cursor->segments[stream->segment]);
-
 	for (;;)
 	{
+		OutboxRowKey *key;
+
 		stream->head = systable_getnext_ordered(stream->scan, ForwardScanDirection);
 		if (!HeapTupleIsValid(stream->head))
 		{
 			stream->exhausted = true;
 			return;
 		}
-		stream->head_xid = tuple_xid(stream->head, desc);
-		stream->head_id = tuple_id(stream->head, desc);
+		key = (OutboxRowKey *) GETSTRUCT(stream->head);
+		stream->head_id = key->id;
 		if (stream->xid != 0)
 			return;
-		if (stream->head_xid >= cursor->base.next_xid &&
-			outbox_snapshot_sees(&cursor->last->target.snapshot, stream->head_xid))
+		if (key->xid >= cursor->base.next_xid &&
+			outbox_snapshot_sees(&cursor->last->target.snapshot, key->xid))
 			return;
 	}
 }

@@ -331,6 +331,21 @@ read_control(void)
 	worker->next_due = worker->now;
 }
 
+/* Connect where the settings say, or not at all. */
+static void
+configure(void)
+{
+	OutboxBroker *broker = worker->publisher.broker;
+
+	if (outbox_enabled)
+		outbox_broker_configure(broker);
+	else
+	{
+		outbox_broker_close(broker);
+		outbox_batch_unsend(worker->publisher.batch);
+	}
+}
+
 /* What others want of this process. */
 static void
 heed_others(void)
@@ -343,7 +358,7 @@ heed_others(void)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
-		outbox_broker_configure(worker->publisher.broker);
+		configure();
 	}
 	if (worker->now >= worker->next_poll ||
 		worker->control_seen != pg_atomic_read_u32(&worker->slot->control_changed))
@@ -360,7 +375,7 @@ report_state(void)
 	OutboxBroker *broker = worker->publisher.broker;
 	OutboxWorkerState state;
 
-	if (!outbox_enabled || outbox_broker_state(broker) == OUTBOX_BROKER_IDLE)
+	if (outbox_broker_state(broker) == OUTBOX_BROKER_IDLE)
 		state = OUTBOX_WORKER_DISABLED;
 	else if (worker->control.paused || worker->control.foreign)
 		state = OUTBOX_WORKER_PAUSED;
@@ -528,7 +543,7 @@ begin_where_recorded(void)
 	outbox_session_commit();
 
 	publisher->broker = outbox_broker_create(context, name);
-	outbox_broker_configure(publisher->broker);
+	configure();
 	worker->emptying_due = true;
 }
 
