@@ -26,7 +26,7 @@
 #include "settings.h"
 
 #define BACKOFF_FIRST_MS	500
-#define BACKOFF_NETWORK_MS	4000
+#define BACKOFF_NETWORK_MS	3200	/* 4 s with what varies it */
 #define BACKOFF_REFUSED_MS	30000
 #define STEADY_MS			10000	/* READY this long: the next failure is a first one */
 

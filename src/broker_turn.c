@@ -207,11 +207,29 @@ step_traffic(OutboxBroker *broker)
 	stream_ended(broker);
 }
 
+/*
+ * The clock was set back: what is still to come moves along, or we would stay
+ * disconnected, or send no heartbeat, until the clock is where it was.
+ */
+static void
+follow_clock(OutboxBroker *broker, TimestampTz back)
+{
+	broker->next_attempt -= back;
+	broker->phase_deadline -= back;
+	broker->poll_at -= back;
+	broker->last_sent -= back;
+	broker->last_received -= back;
+	broker->transport.deadline -= back;
+	broker->transport.address_deadline -= back;
+}
+
 void
 outbox_broker_turn(OutboxBroker *broker, TimestampTz now)
 {
 	OutboxBrokerState before;
 
+	if (now < broker->now)
+		follow_clock(broker, broker->now - now);
 	broker->now = now;
 	do
 	{
