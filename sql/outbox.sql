@@ -258,8 +258,77 @@ COMMENT ON FUNCTION outbox.resume() IS 'undo outbox.pause()';
 CREATE FUNCTION outbox.reload() RETURNS void AS 'MODULE_PATHNAME', 'outbox_reload' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION outbox.reload() IS 'restart the worker of this database, so that settings made by ALTER DATABASE take effect';
 
+CREATE FUNCTION outbox.release_held() RETURNS bigint LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+	WITH gone AS (DELETE FROM outbox.held RETURNING *)
+	SELECT count(outbox.enqueue(g.exchange, g.routing_key, g.payload, g.headers,
+		g.ordering_key, g.deliver_at, g.message_id,
+		coalesce(g.properties, '{}') || jsonb_build_object('content_type', g.content_type)))
+	FROM (SELECT * FROM gone ORDER BY number) g
+$$;
+COMMENT ON FUNCTION outbox.release_held() IS 'enqueue what is in outbox.held, each message with the message_id it had; returns how many';
+
+CREATE FUNCTION outbox.skip_to_now() RETURNS void AS 'MODULE_PATHNAME', 'outbox_skip_to_now' LANGUAGE C VOLATILE;
+COMMENT ON FUNCTION outbox.skip_to_now() IS 'part of outbox.adopt(): record everything committed so far as settled';
+
+-- The lock waits for transactions that have enqueued and keeps out new ones, so that
+-- nothing commits between reading what is pending and recording it as settled.
+CREATE FUNCTION outbox.adopt() RETURNS bigint LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	moved bigint;
+BEGIN
+	IF (SELECT c.database FROM outbox.control c)
+		= (SELECT oid FROM pg_database WHERE datname = current_database())
+	THEN
+		RAISE EXCEPTION 'the outbox of this database is its own already'
+			USING ERRCODE = 'object_not_in_prerequisite_state';
+	END IF;
+	LOCK TABLE outbox.message_0, outbox.message_1, outbox.message_2, outbox.message_3
+		IN EXCLUSIVE MODE;
+	WITH pending AS (
+		SELECT id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key,
+			deliver_at, content_type, properties, headers, payload
+		FROM outbox.stored_messages() s WHERE s.pending
+	), deferred AS (
+		DELETE FROM outbox.deferred
+		RETURNING id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key,
+			deliver_at, content_type, properties, headers, payload
+	)
+	INSERT INTO outbox.held (id, xid, enqueued_at, message_id, exchange, routing_key,
+		ordering_key, deliver_at, content_type, properties, headers, payload)
+	SELECT * FROM (TABLE pending UNION ALL TABLE deferred) m ORDER BY m.id;
+	GET DIAGNOSTICS moved = ROW_COUNT;
+	PERFORM outbox.skip_to_now();
+	UPDATE outbox.control SET database =
+		(SELECT oid FROM pg_database WHERE datname = current_database());
+	RETURN moved;
+END
+$$;
+COMMENT ON FUNCTION outbox.adopt() IS 'in a copy of a database: move the messages of the original to outbox.held and begin publishing; returns how many';
+
 CREATE FUNCTION outbox.announce() RETURNS void AS 'MODULE_PATHNAME', 'outbox_announce' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION outbox.announce() IS 'tell the launcher, at commit, that this database has the extension';
+
+--
+-- dump: what is pending or deferred goes along as rows of held, so that a restored
+-- copy has it and publishes none of it by itself.  Their numbers lie below those in use.
+--
+
+SELECT pg_catalog.pg_extension_config_dump('outbox.held', $$
+UNION ALL
+SELECT m.id, m.xid, m.enqueued_at, m.message_id, m.exchange, m.routing_key, m.ordering_key,
+	m.deliver_at, m.content_type, m.properties, m.headers, m.payload, pg_catalog.now(),
+	(SELECT LEAST(pg_catalog.min(h.number), 1) FROM outbox.held h)
+		OPERATOR(pg_catalog.-) pg_catalog.row_number() OVER (ORDER BY m.id DESC)
+FROM (SELECT s.id, s.xid, s.enqueued_at, s.message_id, s.exchange, s.routing_key, s.ordering_key,
+		s.deliver_at, s.content_type, s.properties, s.headers, s.payload
+	FROM outbox.stored_messages() s WHERE s.pending
+	UNION ALL
+	SELECT d.id, d.xid, d.enqueued_at, d.message_id, d.exchange, d.routing_key, d.ordering_key,
+		d.deliver_at, d.content_type, d.properties, d.headers, d.payload
+	FROM outbox.deferred d) m
+$$);
 
 --
 -- privileges: nothing for PUBLIC; producers get USAGE on the schema and EXECUTE on enqueue()

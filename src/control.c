@@ -17,6 +17,7 @@
 #include "utils/builtins.h"
 
 #include "control.h"
+#include "progress.h"
 #include "query.h"
 #include "settings.h"
 #include "shmem.h"
@@ -26,11 +27,29 @@ PG_FUNCTION_INFO_V1(outbox_pause);
 PG_FUNCTION_INFO_V1(outbox_resume);
 PG_FUNCTION_INFO_V1(outbox_reload);
 PG_FUNCTION_INFO_V1(outbox_announce);
+PG_FUNCTION_INFO_V1(outbox_skip_to_now);
 
 static OutboxQuery read_query = {
 	"SELECT paused, database FROM outbox.control",
 	0, {0}
 };
+
+/* A copy with nothing in it that the original could be publishing is nobody else's. */
+static OutboxQuery adopt_query = {
+	"UPDATE outbox.control SET database = $1 WHERE database <> $1"
+	" AND (SELECT pending FROM outbox.backlog()) = 0"
+	" AND NOT EXISTS (SELECT FROM outbox.deferred)",
+	1, {OIDOID}
+};
+
+void
+outbox_control_adopt_if_empty(void)
+{
+	Datum		args[1] = {ObjectIdGetDatum(MyDatabaseId)};
+
+	(void) outbox_query_run(&adopt_query, args);
+	outbox_query_done();
+}
 
 OutboxControl
 outbox_control_read(void)
@@ -96,6 +115,18 @@ outbox_reload(PG_FUNCTION_ARGS)
 				 errhint("outbox must be in shared_preload_libraries.")));
 	pg_atomic_write_u32(&slot->reload, 1);
 	outbox_shmem_wake_worker(MyDatabaseId);
+	PG_RETURN_VOID();
+}
+
+/*
+ * outbox.skip_to_now(): the part of outbox.adopt() that SQL cannot do; the caller
+ * has locked the segments and moved what was pending elsewhere.
+ */
+Datum
+outbox_skip_to_now(PG_FUNCTION_ARGS)
+{
+	outbox_progress_skip_to_now();
+	outbox_wake_control_at_commit();
 	PG_RETURN_VOID();
 }
 

@@ -13,5 +13,6 @@ typedef struct OutboxControl
 
 /* worker, within a session */
 extern OutboxControl outbox_control_read(void);
+extern void outbox_control_adopt_if_empty(void);
 
 #endif							/* OUTBOX_CONTROL_H */

@@ -64,14 +64,25 @@ static OutboxSnapshot
 snapshot_as_data(Snapshot snapshot, FullTransactionId next, MemoryContext context)
 {
 	OutboxSnapshot result;
+	TransactionId own = GetTopTransactionIdIfAny();
 
 	Assert(!snapshot->takenDuringRecovery);
 	result.xmin = widen_xid(snapshot->xmin, next);
 	result.xmax = widen_xid(snapshot->xmax, next);
 	result.xcnt = snapshot->xcnt;
-	result.xip = MemoryContextAlloc(context, Max(1, snapshot->xcnt) * sizeof(uint64));
+	result.xip = MemoryContextAlloc(context, (snapshot->xcnt + 1) * sizeof(uint64));
 	for (uint32 i = 0; i < snapshot->xcnt; i++)
 		result.xip[i] = widen_xid(snapshot->xip[i], next);
+
+	/*
+	 * A snapshot does not list its owner, who is not complete either: what the
+	 * same transaction enqueues later must not count as settled.
+	 */
+	if (TransactionIdIsValid(own) && widen_xid(own, next) < result.xmax)
+	{
+		result.xip[result.xcnt++] = widen_xid(own, next);
+		result.xmin = Min(result.xmin, widen_xid(own, next));
+	}
 	qsort(result.xip, result.xcnt, sizeof(uint64), compare_xids);
 	return result;
 }

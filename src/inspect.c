@@ -164,7 +164,8 @@ outbox_stored_messages(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	outbox_progress_load(&progress);
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	/* The caller's own: pg_dump wants messages and data as of one moment. */
+	snapshot = RegisterSnapshot(GetActiveSnapshot());
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		Relation	rel = table_open(outbox_catalog_segment(i), AccessShareLock);

@@ -6,8 +6,8 @@
  *		extension.  It starts a worker in every database it knows nothing of, one
  *		after another; a worker that finds no extension says so in its slot and
  *		leaves, and is not started there again until CREATE EXTENSION announces
- *		itself (wake.c).  Every SCAN_INTERVAL_MS it looks for new databases, which
- *		covers clones made by CREATE DATABASE ... TEMPLATE.
+ *		itself (wake.c).  It looks for new databases after CREATE DATABASE, since a
+ *		copy of a template may have the extension, and every SCAN_INTERVAL_MS.
  *
  *		Workers are never restarted by the postmaster: a restart after DROP DATABASE
  *		would fail for ever.  The launcher restarts them, with a delay that doubles
@@ -321,7 +321,8 @@ outbox_launcher_main(Datum main_arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 
-		if (now >= next_scan)
+		if (now >= next_scan ||
+			pg_atomic_exchange_u32(&outbox_shared->scan_requested, 0) != 0)
 		{
 			scan_databases();
 			next_scan = TimestampTzPlusMilliseconds(now, SCAN_INTERVAL_MS);

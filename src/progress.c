@@ -141,8 +141,8 @@ outbox_progress_settles(const OutboxProgress *progress, uint64 xid, int64 id)
 void
 outbox_progress_start(OutboxRecorder *recorder, const OutboxProgress *progress)
 {
-	recorder->number = progress->number;
-	recorder->table = progress->table;
+	recorder->position.number = progress->number;
+	recorder->position.table = progress->table;
 }
 
 static void
@@ -154,39 +154,37 @@ columns_from_horizon(const OutboxHorizon *horizon, Datum *values, bool *isnull)
 	isnull[0] = isnull[1] = isnull[2] = false;
 }
 
-/* Append the cursor's position. */
+/* Append a position to the table it names, or to the other if that one is full. */
 static void
-append_position(OutboxRecorder *recorder, TimestampTz now)
+store(OutboxProgress *position)
 {
-	OutboxProgress position;
 	Relation	rel;
 	Datum		values[COL_COUNT] = {0};
 	bool		isnull[COL_COUNT];
 
 	memset(isnull, true, sizeof(isnull));
-	outbox_cursor_position(recorder->cursor, &position);
-	columns_from_horizon(&position.settled, &values[COL_SETTLED], &isnull[COL_SETTLED]);
-	if (position.in_window)
+	columns_from_horizon(&position->settled, &values[COL_SETTLED], &isnull[COL_SETTLED]);
+	if (position->in_window)
 	{
-		columns_from_horizon(&position.window, &values[COL_WINDOW], &isnull[COL_WINDOW]);
-		values[COL_WINDOW_UPPER_ID] = Int64GetDatum(position.window.upper_id);
-		values[COL_LAST_ID] = Int64GetDatum(position.last_id);
+		columns_from_horizon(&position->window, &values[COL_WINDOW], &isnull[COL_WINDOW]);
+		values[COL_WINDOW_UPPER_ID] = Int64GetDatum(position->window.upper_id);
+		values[COL_LAST_ID] = Int64GetDatum(position->last_id);
 		isnull[COL_WINDOW_UPPER_ID] = isnull[COL_LAST_ID] = false;
 	}
-	values[COL_NUMBER] = Int64GetDatum(++recorder->number);
-	values[COL_RECORDED_AT] = TimestampTzGetDatum(now);
+	values[COL_NUMBER] = Int64GetDatum(++position->number);
+	values[COL_RECORDED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	isnull[COL_NUMBER] = isnull[COL_RECORDED_AT] = false;
 
-	rel = table_open(outbox_catalog_table(table_names[recorder->table]), RowExclusiveLock);
+	rel = table_open(outbox_catalog_table(table_names[position->table]), RowExclusiveLock);
 	if (RelationGetNumberOfBlocks(rel) >= TABLE_PAGES)
 	{
-		Relation	other = table_open(outbox_catalog_table(table_names[1 - recorder->table]),
+		Relation	other = table_open(outbox_catalog_table(table_names[1 - position->table]),
 									   RowExclusiveLock);
 
 		/* If the other one could not be emptied yet, go on here. */
 		if (RelationGetNumberOfBlocks(other) == 0)
 		{
-			recorder->table = 1 - recorder->table;
+			position->table = 1 - position->table;
 			table_close(rel, NoLock);
 			rel = other;
 		}
@@ -197,10 +195,23 @@ append_position(OutboxRecorder *recorder, TimestampTz now)
 	table_close(rel, NoLock);
 }
 
+void
+outbox_progress_skip_to_now(void)
+{
+	OutboxProgress progress;
+	Snapshot	snapshot;
+
+	outbox_progress_load(&progress);
+	progress.settled = outbox_horizon_take(CurrentMemoryContext, &snapshot);
+	UnregisterSnapshot(snapshot);
+	progress.in_window = false;
+	store(&progress);
+}
+
 const char *
 outbox_progress_spare_table(OutboxRecorder *recorder)
 {
-	return table_names[1 - recorder->table];
+	return table_names[1 - recorder->position.table];
 }
 
 /* What one transaction does with the messages that were not confirmed. */
@@ -388,7 +399,8 @@ outbox_progress_record(OutboxRecorder *recorder, TimestampTz now)
 		classify_deferred(recorder, &work, from_deferred);
 	if (work.count > 0)
 		carry_out(&work);
-	append_position(recorder, now);
+	outbox_cursor_position(recorder->cursor, &recorder->position);
+	store(&recorder->position);
 
 	while (batch->head < end)
 		outbox_batch_pop(batch);

@@ -20,13 +20,18 @@ extern void outbox_progress_load(OutboxProgress *progress);
 /* Is a message settled as of this progress? */
 extern bool outbox_progress_settles(const OutboxProgress *progress, uint64 xid, int64 id);
 
+/*
+ * Record that everything committed so far is settled.  In a transaction that has
+ * locked out all writers, while no worker publishes.
+ */
+extern void outbox_progress_skip_to_now(void);
+
 /* worker */
 typedef struct OutboxRecorder
 {
 	OutboxBatch *batch;
 	OutboxCursor *cursor;
-	int64		number;			/* of the last stored row */
-	int			table;			/* 0 or 1: where it is */
+	OutboxProgress position;	/* as last stored */
 	List	   *leftover;		/* OutboxEntry: rows of deferred an operator has locked */
 	TimestampTz recorded_at;
 } OutboxRecorder;

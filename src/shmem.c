@@ -53,6 +53,7 @@ startup_shmem(void)
 		memset(outbox_shared, 0, shared_size());
 		outbox_shared->lock = &(GetNamedLWLockTranche("outbox"))->lock;
 		outbox_shared->slot_count = outbox_max_databases;
+		pg_atomic_init_u32(&outbox_shared->scan_requested, 0);
 		for (int i = 0; i < outbox_max_databases; i++)
 		{
 			OutboxSlot *slot = &outbox_shared->slots[i];

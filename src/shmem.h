@@ -61,8 +61,7 @@ typedef struct OutboxShared
 	LWLock	   *lock;
 	pid_t		launcher_pid;	/* 0: not running */
 	int			launcher_procno;
-	TimestampTz launcher_error_at;
-	char		launcher_error[OUTBOX_ERROR_LEN];
+	pg_atomic_uint32 scan_requested;	/* there may be a database not yet known */
 	int			slot_count;
 	OutboxSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } OutboxShared;

@@ -4,7 +4,7 @@
  *
  *		COMMIT PREPARED wakes the worker, since the prepared transaction's own
  *		callback never runs (wake.c).  DROP EXTENSION wakes it at commit, so that it
- *		leaves at once.
+ *		leaves at once.  CREATE DATABASE makes the launcher look for new databases.
  *
  *		DROP, RENAME, SET TABLESPACE and CREATE ... TEMPLATE need the database
  *		without sessions: the hook asks its worker to leave (quiesce), waits until
@@ -158,6 +158,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	if (IsA(parsetree, DropStmt) &&
 		((DropStmt *) parsetree)->removeType == OBJECT_EXTENSION)
 		outbox_wake_worker_at_commit();
+
+	if (IsA(parsetree, CreatedbStmt))
+		outbox_wake_scan_at_commit();
 
 	if (!OidIsValid(dboid) || outbox_shmem_find(dboid) == NULL)
 	{

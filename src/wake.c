@@ -3,7 +3,7 @@
  *		Step 2 of a message's path: the commit sets the worker's latch.
  *
  *		Owns one transaction callback per backend, registered once for life, and
- *		three flags that live as long as a transaction.  At XACT_EVENT_COMMIT the
+ *		four flags that live as long as a transaction.  At XACT_EVENT_COMMIT the
  *		transaction is visible to others (ProcArrayEndTransaction() came before),
  *		so a worker that wakes up finds its messages.  A flag survives the rollback
  *		of a savepoint; the worker then looks for nothing.
@@ -24,6 +24,7 @@
 static bool wake_worker = false;
 static bool wake_control = false;
 static bool wake_launcher = false;
+static bool new_database = false;
 
 static void
 announce(void)
@@ -57,6 +58,11 @@ xact_callback(XactEvent event, void *arg)
 				outbox_shmem_wake_worker(MyDatabaseId);
 			if (wake_launcher)
 				announce();
+			if (new_database && outbox_shared != NULL)
+			{
+				pg_atomic_write_u32(&outbox_shared->scan_requested, 1);
+				outbox_shmem_wake_launcher();
+			}
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
@@ -64,7 +70,7 @@ xact_callback(XactEvent event, void *arg)
 		default:
 			return;
 	}
-	wake_worker = wake_control = wake_launcher = false;
+	wake_worker = wake_control = wake_launcher = new_database = false;
 }
 
 void
@@ -89,4 +95,10 @@ void
 outbox_wake_launcher_at_commit(void)
 {
 	wake_launcher = true;
+}
+
+void
+outbox_wake_scan_at_commit(void)
+{
+	new_database = true;
 }

@@ -12,5 +12,6 @@ extern void outbox_wake_init(void);
 extern void outbox_wake_worker_at_commit(void);	/* ... there is something to publish */
 extern void outbox_wake_control_at_commit(void);	/* ... control settings changed */
 extern void outbox_wake_launcher_at_commit(void);	/* ... this database has the extension now */
+extern void outbox_wake_scan_at_commit(void);	/* ... there is another database */
 
 #endif							/* OUTBOX_WAKE_H */

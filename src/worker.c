@@ -319,10 +319,23 @@ static void
 read_control(void)
 {
 	uint32		changed = pg_atomic_read_u32(&worker->slot->control_changed);
+	bool		was_foreign;
 
 	if (!begin_session(true))
 		return;
+	was_foreign = worker->control.foreign;
 	worker->control = outbox_control_read();
+	if (worker->control.foreign)
+	{
+		outbox_control_adopt_if_empty();
+		worker->control = outbox_control_read();
+	}
+	if (worker->control.foreign && !was_foreign)
+		outbox_report_error(worker->slot,
+							"this database is a copy whose messages belong to the original; call outbox.adopt()");
+	/* adopt() moved the recorded position: begin anew from there. */
+	if (was_foreign && !worker->control.foreign)
+		worker->leaving = true;
 	/* Somebody may have deleted the message that others wait behind. */
 	if (changed != worker->control_seen)
 		outbox_deferred_promote_all();
