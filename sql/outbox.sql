@@ -315,6 +315,7 @@ COMMENT ON FUNCTION outbox.announce() IS 'tell the launcher, at commit, that thi
 -- copy has it and publishes none of it by itself.  Their numbers lie below those in use.
 --
 
+SELECT pg_catalog.pg_extension_config_dump('outbox.dead_letter', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.held', $$
 UNION ALL
 SELECT m.id, m.xid, m.enqueued_at, m.message_id, m.exchange, m.routing_key, m.ordering_key,
@@ -340,5 +341,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
 GRANT SELECT ON outbox.status, outbox.deferred, outbox.dead_letter, outbox.held TO pg_monitor;
 GRANT EXECUTE ON FUNCTION outbox.worker_status(), outbox.backlog() TO pg_monitor;
+-- backlog() asks where the sequence is
+GRANT SELECT ON SEQUENCE outbox.message_id_seq TO pg_monitor;
 
 SELECT outbox.announce();

@@ -8,24 +8,34 @@
  *		was read, so what is recorded is always a prefix.
  *
  *		Delivery tags count from 1 on each channel.  A tag leads to its entry by
- *		published[]; each tag belongs to another entry of the ring, so the span of
- *		tags in flight never exceeds the ring.
+ *		published[].  While the entry of the lowest tag in flight stays, the ring can
+ *		move on by less than its size, so the tags in flight span less than twice
+ *		that.
  *
- *		Ordering keys: at most outbox.in_flight_per_key entries of a key are in
- *		flight; the others wait in a list of the key and become ready one by one as
- *		those are confirmed.  If one is not confirmed but set aside, all that wait
- *		are set aside behind it, and so is whatever is read of that key until the
- *		table deferred, which then knows of the key, has been written.
+ *		Ordering keys: an entry is sent when it has one of the
+ *		outbox.in_flight_per_key turns of its key; the others wait in a list of the
+ *		key and get the turns of those that are confirmed.  If one is refused, all
+ *		that wait are settled as OUTBOX_BEHIND, and so is whatever is read of that
+ *		key until the table deferred, which then knows of the key, has been written.
+ *		A key of which too many wait sends the rest there as well: it shall not fill
+ *		the ring for all others.
  *
  *		Nothing here waits, sends or reads; nothing raises but out of memory.
  */
 #include "pgcompat.h"
 
 #include "utils/hsearch.h"
+#include "access/detoast.h"
 #include "utils/memutils.h"
 
 #include "batch.h"
 #include "settings.h"
+
+#define PUBLISHED_SIZE (2 * OUTBOX_BATCH_SIZE)
+
+/* So many may wait for a turn: of one key, and in all. */
+#define WAITING_PER_KEY 1000
+#define WAITING_IN_ALL	(OUTBOX_BATCH_SIZE / 2)
 
 OutboxBatch *
 outbox_batch_create(MemoryContext context)
@@ -44,7 +54,7 @@ outbox_batch_create(MemoryContext context)
 
 	batch->context = context;
 	batch->entries = MemoryContextAlloc(context, OUTBOX_BATCH_SIZE * sizeof(OutboxEntry));
-	batch->published = MemoryContextAlloc(context, OUTBOX_BATCH_SIZE * sizeof(uint64));
+	batch->published = MemoryContextAlloc(context, PUBLISHED_SIZE * sizeof(uint64));
 	batch->next_tag = batch->lowest_tag = 1;
 	batch->gated = OUTBOX_NO_ENTRY;
 	batch->first_ready = batch->last_ready = OUTBOX_NO_ENTRY;
@@ -68,18 +78,19 @@ find_key(OutboxBatch *batch, OutboxBytes key, bool create)
 	result = hash_search(batch->keys, name, create ? HASH_ENTER : HASH_FIND, &found);
 	if (create && !found)
 	{
-		result->entries = result->in_flight = result->set_aside = 0;
+		result->entries = result->turns = result->waiting = 0;
+		result->refused = result->behind = 0;
 		result->first_waiting = result->last_waiting = OUTBOX_NO_ENTRY;
 	}
 	return result;
 }
 
 bool
-outbox_batch_key_set_aside(OutboxBatch *batch, OutboxBytes key)
+outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key)
 {
 	OutboxKey  *found = find_key(batch, key, false);
 
-	return found != NULL && found->set_aside > 0;
+	return found != NULL && found->refused + found->behind > 0;
 }
 
 uint64
@@ -89,13 +100,15 @@ outbox_batch_append(OutboxBatch *batch, const OutboxMessage *message,
 	uint64		index = batch->tail++;
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
-	Assert(batch->tail - batch->head <= OUTBOX_BATCH_SIZE);
+	if (batch->tail - batch->head > OUTBOX_BATCH_SIZE)
+		elog(ERROR, "outbox batch is full");
 	memset(entry, 0, sizeof(*entry));
 	entry->id = message->id;
 	entry->window = window;
 	entry->segment = message->segment;
 	entry->attempts = message->attempts;
 	entry->deliver_at = message->deliver_at;
+	entry->size = toast_raw_datum_size(message->payload);
 	entry->outcome = OUTBOX_WAITING;
 	entry->next_waiting = OUTBOX_NO_ENTRY;
 	if (message->ordering_key.data)
@@ -132,19 +145,44 @@ take_from_list(OutboxBatch *batch, uint64 *first)
 	return index;
 }
 
+static void
+give_turn(OutboxEntry *entry)
+{
+	entry->has_turn = true;
+	entry->key->turns++;
+}
+
+static void
+settle_behind(OutboxEntry *entry)
+{
+	entry->outcome = OUTBOX_BEHIND;
+	entry->key->behind++;
+}
+
 bool
 outbox_batch_take_turn(OutboxBatch *batch, uint64 index)
 {
-	OutboxKey  *key = outbox_batch_entry(batch, index)->key;
+	OutboxEntry *entry = outbox_batch_entry(batch, index);
+	OutboxKey  *key = entry->key;
 
 	if (key == NULL)
 		return true;
-	if (key->first_waiting == OUTBOX_NO_ENTRY && key->in_flight < outbox_in_flight_per_key)
+	/* One that heads its queue in deferred cannot be behind anything in the batch. */
+	if (key->refused > 0 && !entry->in_queue)
+		settle_behind(entry);
+	else if (key->first_waiting == OUTBOX_NO_ENTRY && key->turns < outbox_in_flight_per_key)
 	{
-		key->in_flight++;		/* its turn is taken; settle gives it back */
+		give_turn(entry);
 		return true;
 	}
-	append_to_list(batch, &key->first_waiting, &key->last_waiting, index);
+	else if (key->waiting >= WAITING_PER_KEY || batch->waiting >= WAITING_IN_ALL)
+		settle_behind(entry);
+	else
+	{
+		append_to_list(batch, &key->first_waiting, &key->last_waiting, index);
+		key->waiting++;
+		batch->waiting++;
+	}
 	return false;
 }
 
@@ -163,7 +201,7 @@ outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size)
 	entry->returned = false;
 	entry->size = size;
 	entry->delivery_tag = batch->next_tag++;
-	batch->published[entry->delivery_tag % OUTBOX_BATCH_SIZE] = index;
+	batch->published[entry->delivery_tag % PUBLISHED_SIZE] = index;
 	batch->in_flight++;
 	batch->in_flight_bytes += size;
 }
@@ -176,7 +214,7 @@ outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag)
 
 	if (delivery_tag < batch->lowest_tag || delivery_tag >= batch->next_tag)
 		return OUTBOX_NO_ENTRY;
-	index = batch->published[delivery_tag % OUTBOX_BATCH_SIZE];
+	index = batch->published[delivery_tag % PUBLISHED_SIZE];
 	if (index < batch->head)
 		return OUTBOX_NO_ENTRY;
 	entry = outbox_batch_entry(batch, index);
@@ -187,23 +225,25 @@ outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag)
 
 /* Its turn in the key is over; whoever waited next gets it. */
 static void
-pass_on_turn(OutboxBatch *batch, OutboxKey *key)
+pass_on_turn(OutboxBatch *batch, OutboxEntry *entry)
 {
+	OutboxKey  *key = entry->key;
 	uint64		next;
 
-	key->in_flight--;
-	if (key->set_aside > 0)
+	entry->has_turn = false;
+	key->turns--;
+	while ((next = take_from_list(batch, &key->first_waiting)) != OUTBOX_NO_ENTRY)
 	{
-		while ((next = take_from_list(batch, &key->first_waiting)) != OUTBOX_NO_ENTRY)
+		key->waiting--;
+		batch->waiting--;
+		if (key->refused > 0)
+			settle_behind(outbox_batch_entry(batch, next));
+		else
 		{
-			outbox_batch_entry(batch, next)->outcome = OUTBOX_BEHIND;
-			key->set_aside++;
+			give_turn(outbox_batch_entry(batch, next));
+			append_to_list(batch, &batch->first_ready, &batch->last_ready, next);
+			break;
 		}
-	}
-	else if ((next = take_from_list(batch, &key->first_waiting)) != OUTBOX_NO_ENTRY)
-	{
-		key->in_flight++;
-		append_to_list(batch, &batch->first_ready, &batch->last_ready, next);
 	}
 }
 
@@ -211,8 +251,6 @@ void
 outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, const char *error)
 {
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
-	bool		had_turn = entry->outcome == OUTBOX_SENT || outcome == OUTBOX_UNSENDABLE ||
-		outcome == OUTBOX_VANISHED;
 
 	Assert(entry->outcome == OUTBOX_WAITING || entry->outcome == OUTBOX_SENT);
 	if (entry->outcome == OUTBOX_SENT)
@@ -225,11 +263,12 @@ outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, con
 		entry->error = MemoryContextStrdup(batch->context, error);
 	if (entry->key)
 	{
-		if (outcome != OUTBOX_CONFIRMED && outcome != OUTBOX_VANISHED &&
-			outcome != OUTBOX_SCHEDULED && outcome != OUTBOX_UNSENDABLE)
-			entry->key->set_aside++;
-		if (had_turn)
-			pass_on_turn(batch, entry->key);
+		if (outbox_outcome_is_refusal(outcome))
+			entry->key->refused++;
+		else if (outcome == OUTBOX_BEHIND)
+			entry->key->behind++;
+		if (entry->has_turn)
+			pass_on_turn(batch, entry);
 	}
 	while (batch->lowest_tag < batch->next_tag &&
 		   outbox_batch_in_flight(batch, batch->lowest_tag) == OUTBOX_NO_ENTRY)
@@ -246,6 +285,7 @@ outbox_batch_unsend(OutboxBatch *batch)
 	{
 		OutboxEntry *entry = outbox_batch_entry(batch, index);
 
+		entry->has_turn = false;
 		if (entry->outcome != OUTBOX_SENT)
 			continue;
 		entry->outcome = OUTBOX_WAITING;
@@ -257,9 +297,10 @@ outbox_batch_unsend(OutboxBatch *batch)
 	hash_seq_init(&keys, batch->keys);
 	while ((key = hash_seq_search(&keys)) != NULL)
 	{
-		key->in_flight = 0;
+		key->turns = key->waiting = 0;
 		key->first_waiting = OUTBOX_NO_ENTRY;
 	}
+	batch->waiting = 0;
 	batch->first_ready = OUTBOX_NO_ENTRY;
 	batch->resend = batch->head;
 	batch->in_flight = 0;
@@ -284,9 +325,10 @@ outbox_batch_pop(OutboxBatch *batch)
 		pfree(entry->error);
 	if (key)
 	{
-		if (entry->outcome == OUTBOX_RETURNED || entry->outcome == OUTBOX_NACKED ||
-			entry->outcome == OUTBOX_REJECTED || entry->outcome == OUTBOX_BEHIND)
-			key->set_aside--;
+		if (outbox_outcome_is_refusal(entry->outcome))
+			key->refused--;
+		else if (entry->outcome == OUTBOX_BEHIND)
+			key->behind--;
 		if (--key->entries == 0)
 			(void) hash_search(batch->keys, key->key, HASH_REMOVE, NULL);
 	}

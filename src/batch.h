@@ -59,9 +59,16 @@ typedef enum OutboxOutcome
 	OUTBOX_REJECTED,			/* the broker closed the channel because of it */
 	OUTBOX_UNSENDABLE,			/* its header fits no frame of this broker */
 	OUTBOX_SCHEDULED,			/* deliver_at is in the future */
-	OUTBOX_BEHIND,				/* an earlier one with its key was set aside */
+	OUTBOX_BEHIND,				/* has to queue up in deferred behind its key */
 	OUTBOX_VANISHED				/* somebody deleted the row */
 } OutboxOutcome;
+
+/* The broker has seen it and not taken it; it may be tried again. */
+static inline bool
+outbox_outcome_is_refusal(OutboxOutcome outcome)
+{
+	return outcome == OUTBOX_RETURNED || outcome == OUTBOX_NACKED || outcome == OUTBOX_REJECTED;
+}
 
 #define OUTBOX_KEY_SIZE 256		/* an ordering key and its terminator */
 #define OUTBOX_NO_ENTRY UINT64_MAX
@@ -71,9 +78,11 @@ typedef struct OutboxKey
 {
 	char		key[OUTBOX_KEY_SIZE];	/* must be first: hash key */
 	int			entries;		/* in the batch */
-	int			in_flight;		/* sent, not settled */
-	int			set_aside;		/* settled otherwise than by confirm, not recorded */
-	uint64		first_waiting;	/* entries waiting for their turn, in order ... */
+	int			turns;			/* taken, at most outbox.in_flight_per_key */
+	int			refused;		/* settled, not taken by the broker, not recorded */
+	int			behind;			/* settled as OUTBOX_BEHIND, not recorded */
+	int			waiting;		/* entries waiting for their turn */
+	uint64		first_waiting;	/* they, in order ... */
 	uint64		last_waiting;	/* ... linked by next_waiting */
 } OutboxKey;
 
@@ -87,10 +96,12 @@ typedef struct OutboxEntry
 	char	   *error;			/* the broker's words, palloc'd; NULL: none */
 	TimestampTz deliver_at;
 	int32		attempts;		/* before this one */
-	uint32		size;			/* bytes on the wire */
+	uint32		size;			/* bytes on the wire; before, of the payload */
 	int8		segment;
 	uint8		outcome;		/* OutboxOutcome */
 	bool		returned;		/* basic.return came, its ack is still to come */
+	bool		has_turn;		/* holds one of the turns of its key */
+	bool		in_queue;		/* from deferred, where it is in its key's queue */
 } OutboxEntry;
 
 /*
@@ -111,11 +122,12 @@ typedef struct OutboxBatch
 	int64		suspect_id;		/* oldest unsettled when a connection was closed on us */
 	uint64		first_ready;	/* entries whose turn has come in their key */
 	uint64		last_ready;
-	uint64	   *published;		/* entry index by delivery tag, modulo the size */
+	uint64	   *published;		/* entry index by delivery tag, a ring as well */
 	uint64		next_tag;
 	uint64		lowest_tag;		/* all below are settled */
 	int			in_flight;
 	Size		in_flight_bytes;
+	int			waiting;		/* for a turn in their key */
 	struct HTAB *keys;
 	struct HTAB *from_deferred;	/* ids of deferred that must not be picked now */
 } OutboxBatch;
@@ -132,7 +144,10 @@ outbox_batch_entry(OutboxBatch *batch, uint64 index)
 extern uint64 outbox_batch_append(OutboxBatch *batch, const OutboxMessage *message,
 								  struct OutboxWindow *window);
 
-/* May it be sent now?  If another of its key must be first, it is queued up behind. */
+/*
+ * May it be sent now?  If another of its key must be first, it is made to wait; it
+ * is settled as OUTBOX_BEHIND if one was refused, or if too many wait already.
+ */
 extern bool outbox_batch_take_turn(OutboxBatch *batch, uint64 index);
 
 /* It is on its way under the next delivery tag. */
@@ -157,8 +172,15 @@ extern void outbox_batch_pop(OutboxBatch *batch);
 /* Is the oldest entry settled, and past the gate? */
 extern bool outbox_batch_head_settled(OutboxBatch *batch);
 
-/* Is a message of this key to be set aside, because one before it was? */
-extern bool outbox_batch_key_set_aside(OutboxBatch *batch, OutboxBytes key);
+/* Is there one of its key, settled and not recorded, that it must stay behind? */
+extern bool outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key);
+
+/* May another message be appended? */
+static inline bool
+outbox_batch_has_space(OutboxBatch *batch)
+{
+	return batch->tail - batch->head < OUTBOX_BATCH_SIZE;
+}
 
 /* How many may be in flight at once: outbox.in_flight_messages, or one at a time. */
 extern int	outbox_batch_limit(OutboxBatch *batch);

@@ -137,6 +137,7 @@ outbox_broker_end(OutboxBroker *broker, OutboxLoss loss, uint16 code,
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	outbox_broker_event(&broker->lost, OUTBOX_EVENT_LOST, code, text);
+	broker->lost.unsent = broker->data.end - broker->data.start;
 	broker->loss = loss;
 	broker->ending = true;
 }

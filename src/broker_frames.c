@@ -22,6 +22,7 @@ outbox_broker_event(OutboxBrokerEvent *event, OutboxBrokerEventType type,
 	event->delivery_tag = 0;
 	event->multiple = false;
 	event->id = 0;
+	event->unsent = 0;
 	event->code = code;
 	if (text[0] == '\0')
 		event->text[0] = '\0';
@@ -87,6 +88,8 @@ static bool
 channel_close(OutboxBroker *broker, const OutboxFrame *frame,
 			  OutboxBrokerEvent *event)
 {
+	size_t		unsent;
+
 	if (broker->state != OUTBOX_BROKER_READY)
 	{
 		outbox_buffer_reset(&broker->input);
@@ -95,6 +98,7 @@ channel_close(OutboxBroker *broker, const OutboxFrame *frame,
 						  broker->endpoint, frame->text, frame->code);
 		return false;
 	}
+	unsent = broker->data.end - broker->data.start;
 	outbox_broker_drop_unsent(broker);
 	outbox_amqp_put_channel_close_ok(&broker->control);
 	outbox_amqp_put_channel_open(&broker->control);
@@ -103,6 +107,7 @@ channel_close(OutboxBroker *broker, const OutboxFrame *frame,
 	broker->flow_stopped = false;
 	outbox_broker_start_phase(broker);
 	outbox_broker_event(event, OUTBOX_EVENT_CHANNEL_CLOSED, frame->code, frame->text);
+	event->unsent = unsent;
 	return true;
 }
 
@@ -189,9 +194,15 @@ handle_frame(OutboxBroker *broker, const OutboxFrame *frame,
 		case OUTBOX_FRAME_HEARTBEAT:
 			return false;		/* that it came is known from its bytes */
 		case OUTBOX_FRAME_BLOCKED:
-			return set_blocked(broker, true, broker->flow_stopped, frame->text, event);
 		case OUTBOX_FRAME_UNBLOCKED:
-			return set_blocked(broker, false, broker->flow_stopped, "", event);
+			if (broker->state < OUTBOX_BROKER_CHANNEL)
+			{
+				/* It would suspend the time limit of the handshake. */
+				outbox_broker_violation(broker, "connection.blocked before the connection is open");
+				return false;
+			}
+			return set_blocked(broker, frame->type == OUTBOX_FRAME_BLOCKED,
+							   broker->flow_stopped, frame->text, event);
 		case OUTBOX_FRAME_CONNECTION_CLOSE:
 			connection_close(broker, frame);
 			return false;

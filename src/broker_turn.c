@@ -182,7 +182,8 @@ check_time(OutboxBroker *broker, bool have_read)
 	/* Silence counts only if we listened: we may have been away ourselves. */
 	if (have_read && broker->now - broker->last_received >= MS(broker->heartbeat * 2000))
 		outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0,
-						  "no heartbeat from RabbitMQ for %d s", broker->heartbeat * 2);
+						  "no heartbeat from RabbitMQ at \"%s\" for %d s",
+						  broker->endpoint, broker->heartbeat * 2);
 	else if (broker->now - broker->last_sent >= MS(broker->heartbeat * 500) &&
 			 outbox_broker_can_control(broker))
 		outbox_amqp_put_heartbeat(&broker->control);

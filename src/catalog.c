@@ -7,7 +7,10 @@
  */
 #include "pgcompat.h"
 
+#include "access/table.h"
+#include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "nodes/execnodes.h"
 #include "utils/lsyscache.h"
 
 #include "batch.h"
@@ -35,8 +38,55 @@ outbox_catalog_segment(int segment)
 	return outbox_catalog_table(segment_names[segment]);
 }
 
+Relation
+outbox_catalog_open_segment(int segment, LOCKMODE lockmode)
+{
+	Oid			oid = outbox_catalog_segment(segment);
+	Relation	rel = OidIsValid(oid) ? try_table_open(oid, lockmode) : NULL;
+
+	if (rel == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("tables of extension \"outbox\" do not exist in this database"),
+				 errhint("Run CREATE EXTENSION outbox.")));
+	if (RelationGetDescr(rel)->natts != Natts_message)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" does not fit the loaded library of extension \"outbox\"",
+						RelationGetRelationName(rel)),
+				 errhint("Restart the server after an upgrade of the library, then run ALTER EXTENSION outbox UPDATE.")));
+	return rel;
+}
+
 Oid
 outbox_catalog_sequence(void)
 {
 	return outbox_catalog_table("message_id_seq");
+}
+
+/*
+ * Indexes on expressions, partial and exclusion indexes need an executor; without
+ * one they would be filled wrongly, or crash the server.
+ */
+void
+outbox_catalog_insert(Relation rel, HeapTuple tuple)
+{
+	CatalogIndexState indexes = CatalogOpenIndexes(rel);
+
+	for (int i = 0; i < indexes->ri_NumIndices; i++)
+	{
+		IndexInfo  *info = indexes->ri_IndexRelationInfo[i];
+
+		if (info->ii_Expressions != NIL || info->ii_Predicate != NIL ||
+			info->ii_ExclusionOps != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("index \"%s\" must not be on outbox.%s",
+							RelationGetRelationName(indexes->ri_IndexRelationDescs[i]),
+							RelationGetRelationName(rel)),
+					 errdetail("Tables of outbox can have no index on an expression and no partial index."),
+					 errhint("Drop the index.")));
+	}
+	CatalogTupleInsertWithInfo(rel, tuple, indexes);
+	CatalogCloseIndexes(indexes);
 }

@@ -6,6 +6,10 @@
 #ifndef OUTBOX_CATALOG_H
 #define OUTBOX_CATALOG_H
 
+#include "access/htup.h"
+#include "storage/lockdefs.h"
+#include "utils/relcache.h"
+
 /* Columns of outbox.message_N. */
 #define Anum_message_id				1
 #define Anum_message_xid			2
@@ -25,6 +29,7 @@
 #define Anum_deferred_reason		13
 #define Anum_deferred_due_at		14
 #define Anum_deferred_attempts		15
+#define Anum_deferred_place			17
 
 /*
  * OIDs are looked up by name each time (the catalog caches make that cheap),
@@ -33,6 +38,16 @@
  */
 extern Oid	outbox_catalog_segment(int segment);
 extern Oid	outbox_catalog_sequence(void);
+
+/* Open a segment, or tell the user why that cannot be. */
+extern Relation outbox_catalog_open_segment(int segment, LOCKMODE lockmode);
 extern Oid	outbox_catalog_table(const char *name);
+
+/*
+ * Insert a row below the level of SQL: no triggers, no privileges, no defaults.  The
+ * caller holds RowExclusiveLock.  Raises if somebody has given the table an index that
+ * this level cannot serve.
+ */
+extern void outbox_catalog_insert(Relation rel, HeapTuple tuple);
 
 #endif							/* OUTBOX_CATALOG_H */

@@ -112,7 +112,8 @@ apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
 
 	if (oldest == OUTBOX_NO_ENTRY)
 		return;
-	if (batch->in_flight == 1)
+	/* One of which nothing has been sent is not to blame. */
+	if (batch->in_flight == 1 && event->unsent < outbox_batch_entry(batch, oldest)->size)
 		outbox_batch_settle(batch, oldest, OUTBOX_REJECTED, event->text);
 	else
 		batch->careful_until = batch->tail;

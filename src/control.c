@@ -18,7 +18,9 @@
 
 #include "control.h"
 #include "progress.h"
+#include "cursor.h"
 #include "query.h"
+#include "segment.h"
 #include "settings.h"
 #include "shmem.h"
 #include "wake.h"
@@ -37,8 +39,8 @@ static OutboxQuery read_query = {
 /* A copy with nothing in it that the original could be publishing is nobody else's. */
 static OutboxQuery adopt_query = {
 	"UPDATE outbox.control SET database = $1 WHERE database <> $1"
-	" AND (SELECT pending FROM outbox.backlog()) = 0"
-	" AND NOT EXISTS (SELECT FROM outbox.deferred)",
+	" AND NOT EXISTS (SELECT FROM outbox.deferred)"
+	" AND one IN (SELECT one FROM outbox.control FOR UPDATE SKIP LOCKED)",
 	1, {OIDOID}
 };
 
@@ -47,6 +49,8 @@ outbox_control_adopt_if_empty(void)
 {
 	Datum		args[1] = {ObjectIdGetDatum(MyDatabaseId)};
 
+	if (!outbox_segment_is_settled(OUTBOX_ALL_SEGMENTS))
+		return;
 	(void) outbox_query_run(&adopt_query, args);
 	outbox_query_done();
 }
@@ -76,7 +80,8 @@ set_paused(bool paused)
 	Datum		values[1] = {BoolGetDatum(paused)};
 
 	SPI_connect();
-	if (SPI_execute_with_args("UPDATE outbox.control SET paused = $1 WHERE paused <> $1",
+	if (SPI_execute_with_args("UPDATE outbox.control SET paused = $1"
+							  " WHERE paused OPERATOR(pg_catalog.<>) $1",
 							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
 		elog(ERROR, "could not update outbox.control");
 	SPI_finish();
@@ -140,7 +145,7 @@ outbox_announce(PG_FUNCTION_ARGS)
 				 errmsg("outbox is not in shared_preload_libraries"),
 				 errdetail("Messages are stored, but nothing publishes them."),
 				 errhint("Add outbox to shared_preload_libraries and restart the server.")));
-	else if (outbox_shmem_claim(MyDatabaseId) == NULL)
+	else if (!outbox_shmem_claim(MyDatabaseId, false))
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no outbox worker is free for this database"),

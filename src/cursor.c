@@ -51,14 +51,8 @@
 
 #define MAX_COLUMNS 24			/* of any table that begins like a segment */
 
-/* The first two columns of a segment: never NULL, of fixed width and place. */
-typedef struct OutboxRowKey
-{
-	int64		id;
-	uint64		xid;
-} OutboxRowKey;
-
-StaticAssertDecl(Anum_message_id == 1 && Anum_message_xid == 2,
+StaticAssertDecl(Anum_message_id == 1 && Anum_message_xid == 2 &&
+				 Anum_message_enqueued_at == 3,
 				 "OutboxRowKey does not match the columns of a segment");
 
 /* One source of rows in order of id: kind (b) of a segment, or one late xid in it. */
@@ -365,6 +359,16 @@ begin_window(OutboxCursor *cursor)
 		pfree(target.snapshot.xip);
 		return false;
 	}
+	if (cursor->last != NULL && cursor->last->read_id == 0)
+	{
+		/* The last one was empty: it grows, instead of piling up behind a message
+		 * that is not answered. */
+		pfree(cursor->last->target.snapshot.xip);
+		cursor->last->target = target;
+		cursor->last->complete = false;
+		cursor->streams_known = false;
+		return true;
+	}
 	pfree(cursor->base.snapshot.xip);
 	cursor->base = copy_horizon(from, cursor->context);
 	append_window(cursor, target, 0);
@@ -396,8 +400,9 @@ outbox_cursor_open(OutboxCursor *cursor)
 	return true;
 }
 
-bool
-outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message)
+/* Go to the next row of the window: the lowest id of all streams; NULL at the end. */
+static OutboxStream *
+advance(OutboxCursor *cursor)
 {
 	OutboxStream *lowest = NULL;
 
@@ -413,15 +418,30 @@ outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message)
 	}
 	cursor->current = lowest;
 	if (lowest == NULL)
-	{
 		cursor->last->complete = true;
-		return false;
-	}
-	outbox_message_from_tuple(message, lowest->head,
-							  RelationGetDescr(cursor->segments[lowest->segment]),
-							  lowest->segment);
-	cursor->last->read_id = message->id;
-	return true;
+	else
+		cursor->last->read_id = lowest->head_id;
+	return lowest;
+}
+
+bool
+outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message)
+{
+	OutboxStream *stream = advance(cursor);
+
+	if (stream != NULL)
+		outbox_message_from_tuple(message, stream->head,
+								  RelationGetDescr(cursor->segments[stream->segment]),
+								  stream->segment);
+	return stream != NULL;
+}
+
+const OutboxRowKey *
+outbox_cursor_next_key(OutboxCursor *cursor)
+{
+	OutboxStream *stream = advance(cursor);
+
+	return stream == NULL ? NULL : (OutboxRowKey *) GETSTRUCT(stream->head);
 }
 
 void
@@ -547,7 +567,8 @@ outbox_message_from_tuple(OutboxMessage *message, HeapTuple tuple, TupleDesc des
 	Datum		values[MAX_COLUMNS];
 	bool		isnull[MAX_COLUMNS];
 
-	Assert(desc->natts <= MAX_COLUMNS);
+	if (desc->natts > MAX_COLUMNS)
+		elog(ERROR, "a table of outbox has %d columns", desc->natts);
 	heap_deform_tuple(tuple, desc, values, isnull);
 
 #define VALUE(column) (values[Anum_message_##column - 1])

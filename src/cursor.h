@@ -70,6 +70,17 @@ extern bool outbox_cursor_open(OutboxCursor *cursor);
  */
 extern bool outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message);
 
+/* The first columns of a segment: never NULL, of fixed width and place. */
+typedef struct OutboxRowKey
+{
+	int64		id;
+	uint64		xid;
+	TimestampTz enqueued_at;
+} OutboxRowKey;
+
+/* The same as outbox_cursor_next(), for who needs no more than this; NULL at the end. */
+extern const OutboxRowKey *outbox_cursor_next_key(OutboxCursor *cursor);
+
 extern void outbox_cursor_close(OutboxCursor *cursor);
 
 /* The window that outbox_cursor_next() last read from. */

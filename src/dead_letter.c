@@ -18,8 +18,8 @@
 	"INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)" \
 	" SELECT m.*, a.attempts, nullif(a.last_error, '')" \
 	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
-	" ON CONFLICT (id) DO NOTHING RETURNING ordering_key", \
-	5, OUTBOX_ASIDE_TYPES}
+	" RETURNING ordering_key", \
+	6, OUTBOX_ASIDE_TYPES}
 
 static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
 	INSERT_FROM("message_0"), INSERT_FROM("message_1"),
@@ -31,8 +31,8 @@ static OutboxQuery bury_query = {
 	" WHERE d.id = a.id RETURNING d.*, a.attempts AS tries, a.last_error AS words)"
 	" INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)"
 	" SELECT " OUTBOX_MESSAGE_COLUMNS ", tries, coalesce(nullif(words, ''), last_error)"
-	" FROM gone ON CONFLICT (id) DO NOTHING RETURNING ordering_key",
-	5, OUTBOX_ASIDE_TYPES
+	" FROM gone RETURNING ordering_key",
+	6, OUTBOX_ASIDE_TYPES
 };
 
 void

@@ -17,6 +17,7 @@
 #include "pgcompat.h"
 
 #include "catalog/pg_type.h"
+#include "commands/sequence.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
@@ -29,12 +30,17 @@
 
 
 
+/* Read so many rows that are due, and so many behind each, at a time. */
+#define PICK_ROWS 100
+#define FOLLOWERS 200
+
 #define INSERT_FROM(segment) { \
-	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS ", reason, due_at, attempts, last_error)" \
-	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, '')" \
-	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id ORDER BY a.n" \
-	" ON CONFLICT (id) DO NOTHING RETURNING ordering_key", \
-	5, OUTBOX_ASIDE_TYPES}
+	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS "," \
+	" reason, due_at, attempts, last_error, place)" \
+	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, ''), a.place" \
+	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
+	" RETURNING ordering_key", \
+	6, OUTBOX_ASIDE_TYPES}
 
 static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
 	INSERT_FROM("message_0"), INSERT_FROM("message_1"),
@@ -44,10 +50,9 @@ static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
 static OutboxQuery update_query = {
 	"UPDATE outbox.deferred d SET reason = a.reason, due_at = a.due_at,"
 	" attempts = a.attempts, last_error = coalesce(nullif(a.last_error, ''), d.last_error),"
-	" place = CASE WHEN a.reason = 'behind' THEN nextval('outbox.deferred_place_seq')"
-	" ELSE d.place END"
+	" place = coalesce(nullif(a.place, 0), d.place)"
 	" FROM " OUTBOX_ASIDE_TABLE " WHERE d.id = a.id RETURNING ordering_key",
-	5, OUTBOX_ASIDE_TYPES
+	6, OUTBOX_ASIDE_TYPES
 };
 
 static OutboxQuery delete_query = {
@@ -69,17 +74,19 @@ static OutboxQuery exist_query = {
 	"(SELECT q.id FROM outbox.deferred q WHERE q.ordering_key = k" \
 	" AND q.reason <> 'scheduled' ORDER BY q.place LIMIT 1)"
 
+/* Rows that an operator has locked are passed over: waiting for them would end the worker. */
+#define PROMOTE(keys) \
+	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM" \
+	" outbox.deferred d WHERE d.due_at = 'infinity' AND d.id = ANY (ARRAY(SELECT " \
+	FIRST_OF_QUEUE " FROM " keys " o (k))) FOR UPDATE SKIP LOCKED)"
+
 static OutboxQuery promote_query = {
-	"UPDATE outbox.deferred SET due_at = now() WHERE due_at = 'infinity' AND"
-	" id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE " FROM unnest($1) k))",
-	1, {TEXTARRAYOID}
+	PROMOTE("unnest($1)"), 1, {TEXTARRAYOID}
 };
 
 static OutboxQuery promote_all_query = {
-	"UPDATE outbox.deferred SET due_at = now() WHERE due_at = 'infinity' AND"
-	" id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE " FROM (SELECT DISTINCT ordering_key FROM"
-	" outbox.deferred WHERE ordering_key IS NOT NULL AND reason = 'behind') o (k)))",
-	0, {0}
+	PROMOTE("(SELECT DISTINCT ordering_key FROM outbox.deferred"
+			" WHERE ordering_key IS NOT NULL AND reason = 'behind')"), 0, {0}
 };
 
 static OutboxQuery queue_query = {
@@ -98,6 +105,12 @@ static OutboxQuery due_query = {
 	2, {TIMESTAMPTZOID, INT8OID}
 };
 
+static OutboxQuery follow_query = {
+	"SELECT * FROM outbox.deferred WHERE ordering_key = $1 AND reason <> 'scheduled'"
+	" AND place > $2 ORDER BY place LIMIT $3",
+	3, {TEXTOID, INT8OID, INT8OID}
+};
+
 static OutboxQuery next_query = {
 	"SELECT due_at FROM outbox.deferred WHERE due_at > $1 ORDER BY due_at LIMIT 1",
 	1, {TIMESTAMPTZOID}
@@ -105,7 +118,7 @@ static OutboxQuery next_query = {
 
 void
 outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
-				 TimestampTz due, int attempts, const char *error)
+				 TimestampTz due, int attempts, const char *error, int64 place)
 {
 	MemoryContext context = CurrentMemoryContext;
 
@@ -116,8 +129,15 @@ outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
 	ADD(due, TimestampTzGetDatum(due), TIMESTAMPTZOID);
 	ADD(attempts, Int32GetDatum(attempts), INT4OID);
 	ADD(errors, CStringGetTextDatum(error ? error : ""), TEXTOID);
+	ADD(places, Int64GetDatum(place), INT8OID);
 #undef ADD
 	aside->count++;
+}
+
+int64
+outbox_deferred_new_place(void)
+{
+	return nextval_internal(outbox_catalog_table("deferred_place_seq"), false);
 }
 
 static Datum
@@ -144,7 +164,8 @@ void
 outbox_aside_run(OutboxQuery *query, OutboxAside *aside, OutboxTouchedKeys *touched)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Datum		args[5];
+	Datum		args[6];
+	uint64		rows;
 
 	if (aside->count == 0)
 		return;
@@ -153,7 +174,15 @@ outbox_aside_run(OutboxQuery *query, OutboxAside *aside, OutboxTouchedKeys *touc
 	args[2] = as_array(aside->due);
 	args[3] = as_array(aside->attempts);
 	args[4] = as_array(aside->errors);
-	collect_keys(touched, outbox_query_run(query, args), context);
+	args[5] = as_array(aside->places);
+	rows = outbox_query_run(query, args);
+	/* Never pass over a message that is not where it is to be found next. */
+	if (rows != aside->count)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("only %d of %d messages could be set aside", (int) rows, aside->count),
+				 errdetail("Somebody has deleted or changed rows of the extension's tables, or a trigger suppresses changes of them.")));
+	collect_keys(touched, rows, context);
 	outbox_query_done();
 }
 
@@ -284,34 +313,78 @@ next_due(TimestampTz now)
 	return result;
 }
 
+/* Hand one row of the current result on; false: no more. */
+static bool
+take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
+		 OutboxMessage *message, bool *in_queue, int64 *place)
+{
+	HeapTuple	tuple = SPI_tuptable->vals[row];
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	bool		isnull;
+	Datum		reason = SPI_getbinval(tuple, desc, Anum_deferred_reason, &isnull);
+
+	*place = DatumGetInt64(SPI_getbinval(tuple, desc, Anum_deferred_place, &isnull));
+	*in_queue = strcmp(TextDatumGetCString(reason), "scheduled") != 0;
+	outbox_message_from_tuple(message, tuple, desc, OUTBOX_DEFERRED);
+	if (hash_search(busy, &message->id, HASH_FIND, NULL) != NULL)
+	{
+		/* It is being published, and what waits behind it was taken with it. */
+		*in_queue = false;
+		return true;
+	}
+	return take(arg, message, *in_queue);
+}
+
+/*
+ * Take some of those that wait behind a message of a queue as well: they go out
+ * one by one as those before are confirmed, without a record in between.
+ */
+static bool
+take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,
+			   OutboxTake take, void *arg)
+{
+	Datum		args[3];
+	uint64		rows;
+	bool		more = true;
+
+	args[0] = PointerGetDatum(cstring_to_text_with_len(head->ordering_key.data,
+													   head->ordering_key.len));
+	args[1] = Int64GetDatum(place);
+	args[2] = Int64GetDatum(FOLLOWERS);
+	rows = outbox_query_run(&follow_query, args);
+	for (uint64 i = 0; i < rows && more; i++)
+	{
+		OutboxMessage message;
+		bool		in_queue;
+
+		more = take_row(i, busy, take, arg, &message, &in_queue, &place);
+	}
+	outbox_query_done();
+	return more;
+}
+
 TimestampTz
-outbox_deferred_pick(TimestampTz now, int limit, struct HTAB *busy,
-					 void (*take) (void *arg, const OutboxMessage *message, bool in_queue),
-					 void *arg)
+outbox_deferred_pick(TimestampTz now, struct HTAB *busy, OutboxTake take, void *arg)
 {
 	Datum		args[2];
 	uint64		rows;
-	int			taken = 0;
+	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
+	bool		more = true;
 
-	/* Ask for as many more as may have to be passed over. */
+	/* As many more as may have to be passed over. */
 	args[0] = TimestampTzGetDatum(now);
-	args[1] = Int64GetDatum(limit + hash_get_num_entries(busy));
+	args[1] = Int64GetDatum(limit);
 	rows = outbox_query_run(&due_query, args);
-	for (uint64 i = 0; i < rows && taken < limit; i++)
+	for (uint64 i = 0; i < rows && more; i++)
 	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
 		OutboxMessage message;
-		bool		isnull;
-		Datum		reason = SPI_getbinval(tuple, desc, Anum_deferred_reason, &isnull);
+		bool		in_queue;
+		int64		place;
 
-		outbox_message_from_tuple(&message, tuple, desc, OUTBOX_DEFERRED);
-		if (hash_search(busy, &message.id, HASH_FIND, NULL) != NULL)
-			continue;
-		take(arg, &message, strcmp(TextDatumGetCString(reason), "scheduled") != 0);
-		taken++;
+		more = take_row(i, busy, take, arg, &message, &in_queue, &place);
+		if (more && in_queue && message.ordering_key.data)
+			more = take_followers(&message, place, busy, take, arg);
 	}
 	outbox_query_done();
-	/* There may be more that are due: ask again at once. */
-	return taken == limit ? now : next_due(now);
+	return !more || rows == limit ? now : next_due(now);
 }

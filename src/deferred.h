@@ -17,14 +17,14 @@ typedef struct OutboxAside
 	ArrayBuildState *due;
 	ArrayBuildState *attempts;
 	ArrayBuildState *errors;	/* '' for none */
+	ArrayBuildState *places;	/* 0: the one it has */
 } OutboxAside;
 
 /* The same as a table in SQL. */
 #define OUTBOX_ASIDE_TYPES \
-	{INT8ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TEXTARRAYOID}
+	{INT8ARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, INT4ARRAYOID, TEXTARRAYOID, INT8ARRAYOID}
 #define OUTBOX_ASIDE_TABLE \
-	"unnest($1, $2, $3, $4, $5) WITH ORDINALITY" \
-	" a (id, reason, due_at, attempts, last_error, n)"
+	"unnest($1, $2, $3, $4, $5, $6) a (id, reason, due_at, attempts, last_error, place)"
 
 /* The columns that deferred and dead_letter share with a segment. */
 #define OUTBOX_MESSAGE_COLUMNS \
@@ -33,7 +33,10 @@ typedef struct OutboxAside
 
 /* In the current memory context, which must live until the statement is run. */
 extern void outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
-							 TimestampTz due, int attempts, const char *error);
+							 TimestampTz due, int attempts, const char *error, int64 place);
+
+/* The next place at the end of all queues. */
+extern int64 outbox_deferred_new_place(void);
 
 /* Ordering keys whose queue in deferred a statement has touched. */
 typedef struct OutboxTouchedKeys
@@ -41,7 +44,10 @@ typedef struct OutboxTouchedKeys
 	ArrayBuildState *keys;
 } OutboxTouchedKeys;
 
-/* Run a statement that takes the five columns and returns ordering keys. */
+/*
+ * Run a statement that takes the columns of `aside` and returns ordering keys. Raises unless it
+ * has changed a row for each.
+ */
 struct OutboxQuery;
 extern void outbox_aside_run(struct OutboxQuery *query, OutboxAside *aside,
 							 OutboxTouchedKeys *touched);
@@ -57,10 +63,13 @@ extern void outbox_deferred_update(OutboxAside *aside, OutboxTouchedKeys *touche
 /* Confirmed. */
 extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touched);
 
-/* Make the first message of each touched queue due, if it still waits behind another. */
+/*
+ * Make the first message of each touched queue due, if it still waits behind
+ * another.  One that somebody has locked is left to outbox_deferred_promote_all().
+ */
 extern void outbox_deferred_promote(OutboxTouchedKeys *touched);
 
-/* The same for every queue: somebody may have deleted the first of one. */
+/* The same for every queue: somebody may have locked or deleted the first of one. */
 extern void outbox_deferred_promote_all(void);
 
 /* A set of ids, in order. */
@@ -85,13 +94,15 @@ extern void outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, Outbox
 extern bool outbox_deferred_has_queue(OutboxBytes key);
 extern bool outbox_deferred_has_queues(void);
 
+/* Takes up one message; false: no more. */
+typedef bool (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
+
 /*
- * Hand the messages that are due to `take`, oldest due time first, at most `limit`;
- * those in `busy` (a hash of ids) are passed over.  Returns when the next one
- * falls due, DT_NOEND if none does.
+ * Hand the messages that are due to `take`, oldest due time first, each followed by some that
+ * wait behind it; those in `busy` (a hash of ids) are passed over.  Returns when to
+ * ask again, DT_NOEND: not before something changes.
  */
-extern TimestampTz outbox_deferred_pick(TimestampTz now, int limit, struct HTAB *busy,
-										void (*take) (void *arg, const OutboxMessage *message, bool in_queue),
-										void *arg);
+extern TimestampTz outbox_deferred_pick(TimestampTz now, struct HTAB *busy,
+										OutboxTake take, void *arg);
 
 #endif							/* OUTBOX_DEFERRED_H */

@@ -9,7 +9,6 @@
  */
 #include "pgcompat.h"
 
-#include "catalog/indexing.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "commands/sequence.h"
@@ -43,11 +42,22 @@ outbox_hold_row(PG_FUNCTION_ARGS)
 	Oid			sequence = outbox_catalog_table("held_number_seq");
 
 	heap_deform_tuple(trigger->tg_trigtuple, desc, values, isnull);
+	/* This insert checks no constraints, and release_held() needs these. */
+	for (int i = 0; i < Natts_message; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (isnull[i] && column->attnotnull)
+			ereport(ERROR,
+					(errcode(ERRCODE_NOT_NULL_VIOLATION),
+					 errmsg("null value in column \"%s\" of a message", NameStr(column->attname)),
+					 errhint("Use outbox.enqueue().")));
+	}
 	values[Natts_message] = TimestampTzGetDatum(GetCurrentTimestamp());
 	isnull[Natts_message] = false;
 	values[Natts_message + 1] = Int64GetDatum(nextval_internal(sequence, false));
 	isnull[Natts_message + 1] = false;
-	CatalogTupleInsert(held, heap_form_tuple(RelationGetDescr(held), values, isnull));
+	outbox_catalog_insert(held, heap_form_tuple(RelationGetDescr(held), values, isnull));
 	table_close(held, NoLock);
 	return PointerGetDatum(NULL);
 }

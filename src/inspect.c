@@ -16,6 +16,7 @@
 #include "commands/dbcommands.h"
 #include "funcapi.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/xid8.h"
@@ -115,6 +116,14 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 	return HeapTupleGetDatum(heap_form_tuple(result_desc(fcinfo), values, isnull));
 }
 
+/* Fails clearly for a call that waited for a DROP EXTENSION to commit. */
+static void
+require_extension(void)
+{
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+		table_close(outbox_catalog_open_segment(i, AccessShareLock), AccessShareLock);
+}
+
 /*
  * outbox.backlog(): count the messages that recorded progress does not settle,
  * by reading on from it as the worker would.  NULL on a standby, where xids
@@ -127,10 +136,11 @@ outbox_backlog(PG_FUNCTION_ARGS)
 	bool		isnull[2] = {true, true};
 	OutboxProgress progress;
 	OutboxCursor *cursor;
-	OutboxMessage message;
+	const OutboxRowKey *row;
 	TimestampTz oldest = DT_NOEND;
 	int64		pending = 0;
 
+	require_extension();
 	if (RecoveryInProgress())
 		return HeapTupleGetDatum(heap_form_tuple(result_desc(fcinfo), values, isnull));
 
@@ -138,10 +148,10 @@ outbox_backlog(PG_FUNCTION_ARGS)
 	cursor = outbox_cursor_create(CurrentMemoryContext, &progress, OUTBOX_ALL_SEGMENTS);
 	for (int turn = 0; turn < 2 && outbox_cursor_open(cursor); turn++)
 	{
-		while (outbox_cursor_next(cursor, &message))
+		while ((row = outbox_cursor_next_key(cursor)) != NULL)
 		{
 			pending++;
-			oldest = Min(oldest, message.enqueued_at);
+			oldest = Min(oldest, row->enqueued_at);
 			CHECK_FOR_INTERRUPTS();
 		}
 		outbox_cursor_close(cursor);
@@ -154,6 +164,25 @@ outbox_backlog(PG_FUNCTION_ARGS)
 	return HeapTupleGetDatum(heap_form_tuple(result_desc(fcinfo), values, isnull));
 }
 
+/*
+ * A row of a result.  What is in TOAST is fetched now: once the lock is released
+ * the segment may be emptied.
+ */
+static void
+put_row(ReturnSetInfo *rsinfo, Datum *values, bool *isnull, MemoryContext scratch)
+{
+	MemoryContext old = MemoryContextSwitchTo(scratch);
+
+	for (int i = 0; i < rsinfo->setDesc->natts; i++)
+	{
+		if (!isnull[i] && TupleDescAttr(rsinfo->setDesc, i)->attlen == -1)
+			values[i] = PointerGetDatum(PG_DETOAST_DATUM_PACKED(values[i]));
+	}
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(scratch);
+}
+
 /* outbox.stored_messages(): all rows of all segments. */
 Datum
 outbox_stored_messages(PG_FUNCTION_ARGS)
@@ -161,11 +190,15 @@ outbox_stored_messages(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	OutboxProgress progress;
 	Snapshot	snapshot;
+	MemoryContext scratch;
 
+	require_extension();
 	InitMaterializedSRF(fcinfo, 0);
-	outbox_progress_load(&progress);
 	/* The caller's own: pg_dump wants messages and data as of one moment. */
 	snapshot = RegisterSnapshot(GetActiveSnapshot());
+	outbox_progress_load_as_of(snapshot, &progress);
+	scratch = AllocSetContextCreate(CurrentMemoryContext, "outbox message",
+									ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		Relation	rel = table_open(outbox_catalog_segment(i), AccessShareLock);
@@ -187,7 +220,7 @@ outbox_stored_messages(PG_FUNCTION_ARGS)
 											values[Anum_message_xid - 1])),
 										 DatumGetInt64(values[Anum_message_id - 1])));
 			isnull[Natts_message + 1] = false;
-			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+			put_row(rsinfo, values, isnull, scratch);
 		}
 		table_endscan(scan);
 		table_close(rel, AccessShareLock);

@@ -48,13 +48,16 @@
 #define SCAN_INTERVAL_MS	60000
 #define RESTART_DELAY_MAX_S 60
 #define NO_SLOT_DELAY_S		10	/* max_worker_processes is exhausted */
+#define PROBE_TIMEOUT_MS	5000	/* then the next database gets its turn */
 
 /* All below lives in the launcher process only. */
 static BackgroundWorkerHandle **handles;	/* by slot; NULL: none started by us */
 static List *without_extension = NIL;	/* databases a worker has looked into */
 static List *to_probe = NIL;	/* databases nobody has looked into yet */
-static Oid	probing = InvalidOid;	/* one of them is being looked into */
+static Oid	probing = InvalidOid;	/* one of them is being looked into ... */
+static TimestampTz probing_until;	/* ... until it has been, or this moment */
 static bool reported_exhaustion = false;
+static bool reported_no_slot = false;
 
 void
 outbox_launcher_init(void)
@@ -79,6 +82,7 @@ outbox_launcher_init(void)
 static void
 detach_launcher(int code, Datum arg)
 {
+	LWLockReleaseAll();			/* an error may have come while we held it */
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	if (outbox_shared->launcher_pid == MyProcPid)
 		outbox_shared->launcher_pid = 0;
@@ -142,8 +146,7 @@ scan_databases(void)
 
 	list_free(to_probe);
 	to_probe = NIL;
-
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	/* Nobody but this process frees a slot of a database that is there. */
 	foreach(lc, databases)
 	{
 		Oid			dboid = lfirst_oid(lc);
@@ -153,6 +156,10 @@ scan_databases(void)
 		else if (outbox_shmem_find(dboid) == NULL)
 			to_probe = lappend_oid(to_probe, dboid);
 	}
+	list_free(without_extension);
+	without_extension = kept;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < outbox_shared->slot_count; i++)
 	{
 		OutboxSlot *slot = &outbox_shared->slots[i];
@@ -162,26 +169,43 @@ scan_databases(void)
 			outbox_shmem_clear(slot);
 	}
 	LWLockRelease(outbox_shared->lock);
-
-	list_free(without_extension);
-	without_extension = kept;
 	list_free(databases);
 }
 
-/* Look into the next unknown database, once the one before has been settled. */
+/*
+ * Look into the next unknown database, once the one before has been settled: its
+ * worker has found the extension, or has left.  One that cannot be looked into now
+ * (locked, being copied) keeps its slot and does not hold up the others.
+ */
 static void
-probe_next(void)
+probe_next(TimestampTz now, TimestampTz *wake_at)
 {
-	if (OidIsValid(probing) || to_probe == NIL)
-		return;
-	probing = linitial_oid(to_probe);
-	to_probe = list_delete_first(to_probe);
-	if (outbox_shmem_claim(probing) == NULL)
+	while (to_probe != NIL || OidIsValid(probing))
 	{
-		ereport(LOG,
-				(errmsg("outbox: no free worker slot for database with OID %u", probing),
-				 errhint("Raise outbox.max_databases (now %d).", outbox_max_databases)));
+		OutboxSlot *slot = outbox_shmem_find(probing);
+
+		if (slot != NULL && !slot->looked && now < probing_until)
+		{
+			*wake_at = Min(*wake_at, probing_until);
+			return;
+		}
 		probing = InvalidOid;
+		if (to_probe == NIL)
+			return;
+		if (!outbox_shmem_claim(linitial_oid(to_probe), false))
+		{
+			if (!reported_no_slot)
+				ereport(LOG,
+						(errmsg("outbox: no worker slot is free to look into database with OID %u",
+								linitial_oid(to_probe)),
+						 errhint("Raise outbox.max_databases (now %d) and restart the server.",
+								 outbox_max_databases)));
+			reported_no_slot = true;
+			return;
+		}
+		probing = linitial_oid(to_probe);
+		probing_until = TimestampTzPlusMilliseconds(now, PROBE_TIMEOUT_MS);
+		to_probe = list_delete_first(to_probe);
 	}
 }
 
@@ -253,29 +277,38 @@ is_quiesced(OutboxSlot *slot)
 	return false;
 }
 
+/* What is to be done about a slot. */
+typedef enum SlotVerdict
+{
+	SLOT_LEAVE,					/* nothing, or not yet */
+	SLOT_START,					/* start a worker */
+	SLOT_FORGET					/* the database does not have the extension */
+} SlotVerdict;
+
 /*
- * Decide about one slot.  Returns true, with the start counted as a failure in
- * advance, if a worker is to be started now; else lowers *wake_at to the moment
- * when the question is to be asked again.
+ * Decide about one slot; its database is put into *dboid.  A start is counted as a failure in
+ * advance.  Lowers *wake_at to the moment when to ask again.
  */
-static bool
-slot_is_due(int index, TimestampTz now, TimestampTz *wake_at)
+static SlotVerdict
+judge_slot(int index, TimestampTz now, Oid *dboid, TimestampTz *wake_at)
 {
 	OutboxSlot *slot = &outbox_shared->slots[index];
-	bool		due = false;
+	SlotVerdict verdict = SLOT_LEAVE;
 
 	if (!OidIsValid(slot->dboid) || slot->pid != 0 || !worker_ended(index))
-		return false;
+		return SLOT_LEAVE;
 
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	if (slot->pid != 0)
-		 /* attached this instant */ ;
+	*dboid = slot->dboid;
+	/* The clock may have been set back. */
+	slot->next_start = Min(slot->next_start,
+						   TimestampTzPlusMilliseconds(now, RESTART_DELAY_MAX_S * 1000L));
+	if (!OidIsValid(slot->dboid) || slot->pid != 0)
+		 /* freed or attached this instant */ ;
 	else if (slot->absent && !slot->announced)
 	{
-		without_extension = list_append_unique_oid(without_extension, slot->dboid);
-		if (probing == slot->dboid)
-			probing = InvalidOid;
 		outbox_shmem_clear(slot);
+		verdict = SLOT_FORGET;
 	}
 	else if (is_quiesced(slot))
 		*wake_at = Min(*wake_at, TimestampTzPlusMilliseconds(now, 1000));
@@ -288,11 +321,33 @@ slot_is_due(int index, TimestampTz now, TimestampTz *wake_at)
 		slot->failures++;
 		slot->next_start = TimestampTzPlusMilliseconds(now, delay * 1000L);
 		slot->absent = false;
-		without_extension = list_delete_oid(without_extension, slot->dboid);
-		due = true;
+		verdict = SLOT_START;
 	}
 	LWLockRelease(outbox_shared->lock);
-	return due;
+	return verdict;
+}
+
+/* Do what is due about every slot. */
+static void
+tend_slots(TimestampTz now, TimestampTz *wake_at)
+{
+	for (int i = 0; i < outbox_shared->slot_count; i++)
+	{
+		Oid			dboid;
+
+		switch (judge_slot(i, now, &dboid, wake_at))
+		{
+			case SLOT_LEAVE:
+				break;
+			case SLOT_START:
+				without_extension = list_delete_oid(without_extension, dboid);
+				start_worker(i, dboid);
+				break;
+			case SLOT_FORGET:
+				without_extension = list_append_unique_oid(without_extension, dboid);
+				break;
+		}
+	}
 }
 
 void
@@ -313,6 +368,7 @@ outbox_launcher_main(Datum main_arg)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz wake_at;
+		uint32		scan;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
@@ -321,31 +377,24 @@ outbox_launcher_main(Datum main_arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 
-		if (now >= next_scan ||
-			pg_atomic_exchange_u32(&outbox_shared->scan_requested, 0) != 0)
+		scan = pg_atomic_exchange_u32(&outbox_shared->scan_requested, OUTBOX_SCAN_NONE);
+		if (scan == OUTBOX_SCAN_ALL)
+		{
+			list_free(without_extension);
+			without_extension = NIL;
+		}
+		next_scan = Min(next_scan, TimestampTzPlusMilliseconds(now, SCAN_INTERVAL_MS));
+		if (now >= next_scan || scan != OUTBOX_SCAN_NONE)
 		{
 			scan_databases();
 			next_scan = TimestampTzPlusMilliseconds(now, SCAN_INTERVAL_MS);
 		}
 		wake_at = next_scan;
 
-		/* A probe ends when its slot is free again or its worker has stayed. */
-		if (OidIsValid(probing))
-		{
-			OutboxSlot *slot = outbox_shmem_find(probing);
-
-			if (slot == NULL || slot->state > OUTBOX_WORKER_STARTING || slot->failures > 1)
-				probing = InvalidOid;
-		}
-		probe_next();
-
-		for (int i = 0; i < outbox_shared->slot_count; i++)
-		{
-			if (slot_is_due(i, now, &wake_at))
-				start_worker(i, outbox_shared->slots[i].dboid);
-		}
-		if (!OidIsValid(probing) && to_probe != NIL)
-			continue;
+		/* A slot that falls free lets the next database be looked into, and so on. */
+		tend_slots(now, &wake_at);
+		probe_next(now, &wake_at);
+		tend_slots(now, &wake_at);
 
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), wake_at)),

@@ -25,7 +25,8 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
-#include "catalog/indexing.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "storage/bufmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -54,8 +55,12 @@ enum
 /* Change tables when one has so many pages. */
 #define TABLE_PAGES 16
 
-/* Set aside at most so many messages in one transaction. */
-#define MAX_ASIDE 10000
+/* Set aside at most so many messages, and so much, in one transaction. */
+#define MAX_ASIDE		1000
+#define MAX_ASIDE_BYTES (32 * 1024 * 1024)
+
+/* Try so often whether rows that an operator has locked are free again. */
+#define LEFTOVER_INTERVAL_MS 5000
 
 static const char *const table_names[2] = {"progress_0", "progress_1"};
 static const char *const index_names[2] = {"progress_0_pkey", "progress_1_pkey"};
@@ -77,11 +82,10 @@ horizon_from_columns(const Datum *values)
 
 /* Replace *progress by the newest row of a table, if that is newer. */
 static void
-load_table(int table, OutboxProgress *progress)
+load_table(int table, Snapshot snapshot, OutboxProgress *progress)
 {
 	Relation	rel = table_open(outbox_catalog_table(table_names[table]), AccessShareLock);
 	Relation	index = index_open(outbox_catalog_table(index_names[table]), AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	SysScanDesc scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
 	HeapTuple	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 
@@ -106,13 +110,12 @@ load_table(int table, OutboxProgress *progress)
 		}
 	}
 	systable_endscan_ordered(scan);
-	UnregisterSnapshot(snapshot);
 	index_close(index, AccessShareLock);
 	table_close(rel, AccessShareLock);
 }
 
-void
-outbox_progress_load(OutboxProgress *progress)
+static void
+load_as_of(Snapshot snapshot, OutboxProgress *progress)
 {
 	/*
 	 * The beginning is the empty snapshot, not that of CREATE EXTENSION: messages
@@ -124,8 +127,26 @@ outbox_progress_load(OutboxProgress *progress)
 	progress->settled.snapshot.xmax = FirstNormalTransactionId;
 	progress->settled.snapshot.xip = palloc(sizeof(uint64));
 
-	load_table(0, progress);
-	load_table(1, progress);
+	load_table(0, snapshot, progress);
+	load_table(1, snapshot, progress);
+}
+
+void
+outbox_progress_load(OutboxProgress *progress)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+	load_as_of(snapshot, progress);
+	UnregisterSnapshot(snapshot);
+}
+
+void
+outbox_progress_load_as_of(Snapshot snapshot, OutboxProgress *progress)
+{
+	load_as_of(snapshot, progress);
+	/* The table it was in may have been emptied since. */
+	if (progress->number == 0)
+		outbox_progress_load(progress);
 }
 
 bool
@@ -191,7 +212,7 @@ store(OutboxProgress *position)
 		else
 			table_close(other, NoLock);
 	}
-	CatalogTupleInsert(rel, heap_form_tuple(RelationGetDescr(rel), values, isnull));
+	outbox_catalog_insert(rel, heap_form_tuple(RelationGetDescr(rel), values, isnull));
 	table_close(rel, NoLock);
 }
 
@@ -201,6 +222,11 @@ outbox_progress_skip_to_now(void)
 	OutboxProgress progress;
 	Snapshot	snapshot;
 
+	/* What this transaction does not see it would settle unseen. */
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("outbox.adopt() must run in a READ COMMITTED transaction")));
 	outbox_progress_load(&progress);
 	progress.settled = outbox_horizon_take(CurrentMemoryContext, &snapshot);
 	UnregisterSnapshot(snapshot);
@@ -222,7 +248,11 @@ typedef struct AsideWork
 	OutboxAside update;			/* stay in deferred */
 	OutboxAside bury_deferred;	/* deferred -> dead_letter */
 	ArrayBuildState *confirmed; /* leave deferred */
+	OutboxIds	locked;			/* rows of deferred that may be changed now */
+	OutboxIds	present;		/* rows of deferred that are there */
+	List	   *kept;			/* OutboxEntry: the others */
 	int			count;
+	Size		bytes;
 	TimestampTz now;
 } AsideWork;
 
@@ -244,7 +274,11 @@ gets_another_attempt(const OutboxEntry *entry)
 		(entry->outcome != OUTBOX_UNSENDABLE && entry->attempts + 1 < outbox_max_attempts);
 }
 
-/* Decide where one settled entry goes. */
+/*
+ * Decide where one settled entry goes.  Called in the order of the batch, which is
+ * the order in which places in the queues are given; what is in a queue already
+ * keeps its place.
+ */
 static void
 classify(AsideWork *work, const OutboxEntry *entry)
 {
@@ -253,6 +287,7 @@ classify(AsideWork *work, const OutboxEntry *entry)
 	OutboxAside *bury = from_deferred ? &work->bury_deferred : &work->bury[entry->segment];
 	int			attempts = entry->attempts + 1;
 
+#define NEW_PLACE() (entry->in_queue ? 0 : outbox_deferred_new_place())
 	switch ((OutboxOutcome) entry->outcome)
 	{
 		case OUTBOX_CONFIRMED:
@@ -267,15 +302,17 @@ classify(AsideWork *work, const OutboxEntry *entry)
 		case OUTBOX_UNSENDABLE:
 			if (gets_another_attempt(entry))
 				outbox_aside_add(defer, entry->id, "retry", retry_at(work->now, attempts),
-								 attempts, entry->error);
+								 attempts, entry->error, NEW_PLACE());
 			else
-				outbox_aside_add(bury, entry->id, "", DT_NOEND, attempts, entry->error);
+				outbox_aside_add(bury, entry->id, "", DT_NOEND, attempts, entry->error, 0);
 			break;
 		case OUTBOX_SCHEDULED:
-			outbox_aside_add(defer, entry->id, "scheduled", entry->deliver_at, 0, NULL);
+			outbox_aside_add(defer, entry->id, "scheduled", entry->deliver_at, 0, NULL,
+							 NEW_PLACE());
 			break;
 		case OUTBOX_BEHIND:
-			outbox_aside_add(defer, entry->id, "behind", DT_NOEND, entry->attempts, NULL);
+			outbox_aside_add(defer, entry->id, "behind", DT_NOEND, entry->attempts, NULL,
+							 NEW_PLACE());
 			break;
 		case OUTBOX_VANISHED:
 			return;
@@ -283,68 +320,57 @@ classify(AsideWork *work, const OutboxEntry *entry)
 		case OUTBOX_SENT:
 			elog(ERROR, "message " INT64_FORMAT " is not settled", entry->id);
 	}
+#undef NEW_PLACE
 	work->count++;
+	work->bytes += entry->size;
 }
 
 /*
- * Classify entries from deferred, as far as their rows can be locked without
- * waiting; the others are kept for another time, and not picked until then.
+ * An entry from deferred: if its row cannot be had without waiting, it is kept for
+ * another time, and not picked until then.
  */
 static void
-classify_deferred(OutboxRecorder *recorder, AsideWork *work, List *entries)
+classify_deferred(OutboxRecorder *recorder, AsideWork *work, OutboxEntry *entry)
 {
-	ArrayBuildState *ids = NULL;
-	OutboxIds	locked;
-	OutboxIds	others;
-	List	   *kept = NIL;
+	if (outbox_ids_contain(&work->locked, entry->id))
+		classify(work, entry);
+	else if (outbox_ids_contain(&work->present, entry->id))
+	{
+		work->kept = lappend(work->kept, entry);
+		return;
+	}
+	(void) hash_search(recorder->batch->from_deferred, &entry->id, HASH_REMOVE, NULL);
+}
+
+/* Replace the leftover of earlier times, some of which `kept` points to. */
+static void
+keep_leftover(OutboxRecorder *recorder, List *kept)
+{
+	MemoryContext old = MemoryContextSwitchTo(recorder->batch->context);
+	List	   *leftover = NIL;
 	ListCell   *lc;
 
-	foreach(lc, entries)
-		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
-							   false, INT8OID, CurrentMemoryContext);
-	outbox_deferred_lock(ids, &locked, &others);
-	foreach(lc, entries)
+	foreach(lc, kept)
+	{
+		OutboxEntry *copy = palloc(sizeof(OutboxEntry));
+
+		*copy = *(OutboxEntry *) lfirst(lc);
+		copy->key = NULL;
+		if (copy->error)
+			copy->error = pstrdup(copy->error);
+		leftover = lappend(leftover, copy);
+	}
+	foreach(lc, recorder->leftover)
 	{
 		OutboxEntry *entry = lfirst(lc);
 
-		if (outbox_ids_contain(&locked, entry->id))
-			classify(work, entry);
-		else if (outbox_ids_contain(&others, entry->id))
-		{
-			kept = lappend(kept, entry);
-			continue;
-		}
-		(void) hash_search(recorder->batch->from_deferred, &entry->id, HASH_REMOVE, NULL);
+		if (entry->error)
+			pfree(entry->error);
+		pfree(entry);
 	}
-
-	/* What is kept moves to the batch's context; what was kept before is freed with it. */
-	if (recorder->leftover != NIL || kept != NIL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(recorder->batch->context);
-		List	   *leftover = NIL;
-
-		foreach(lc, kept)
-		{
-			OutboxEntry *copy = palloc(sizeof(OutboxEntry));
-
-			*copy = *(OutboxEntry *) lfirst(lc);
-			copy->key = NULL;
-			if (copy->error)
-				copy->error = pstrdup(copy->error);
-			leftover = lappend(leftover, copy);
-		}
-		foreach(lc, recorder->leftover)
-		{
-			OutboxEntry *entry = lfirst(lc);
-
-			if (entry->error)
-				pfree(entry->error);
-			pfree(entry);
-		}
-		list_free(recorder->leftover);
-		recorder->leftover = leftover;
-		MemoryContextSwitchTo(old);
-	}
+	list_free(recorder->leftover);
+	recorder->leftover = leftover;
+	MemoryContextSwitchTo(old);
 }
 
 static void
@@ -364,10 +390,44 @@ carry_out(AsideWork *work)
 	outbox_deferred_promote(&touched);
 }
 
-bool
-outbox_progress_is_due(OutboxRecorder *recorder)
+/*
+ * Where the settled entries at the front end, as far as one transaction goes.  The
+ * ids of those from deferred are collected.
+ */
+static uint64
+end_of_settled(OutboxBatch *batch, ArrayBuildState **ids)
 {
-	return outbox_batch_head_settled(recorder->batch) || recorder->leftover != NIL;
+	uint64		end = batch->head;
+	int			count = 0;
+	Size		bytes = 0;
+
+	while (end < batch->tail && end < batch->gated && count < MAX_ASIDE && bytes < MAX_ASIDE_BYTES)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, end);
+
+		if (entry->outcome <= OUTBOX_SENT)
+			break;
+		if (entry->outcome != OUTBOX_CONFIRMED)
+		{
+			count++;
+			bytes += entry->size;
+		}
+		if (entry->segment == OUTBOX_DEFERRED)
+			*ids = accumArrayResult(*ids, Int64GetDatum(entry->id), false, INT8OID,
+									CurrentMemoryContext);
+		end++;
+	}
+	return end;
+}
+
+TimestampTz
+outbox_progress_due(OutboxRecorder *recorder)
+{
+	if (outbox_batch_head_settled(recorder->batch))
+		return TimestampTzPlusMilliseconds(recorder->recorded_at, OUTBOX_PROGRESS_INTERVAL_MS);
+	if (recorder->leftover != NIL)
+		return TimestampTzPlusMilliseconds(recorder->recorded_at, LEFTOVER_INTERVAL_MS);
+	return DT_NOEND;
 }
 
 bool
@@ -375,28 +435,33 @@ outbox_progress_record(OutboxRecorder *recorder, TimestampTz now)
 {
 	OutboxBatch *batch = recorder->batch;
 	AsideWork	work = {.now = now};
-	List	   *from_deferred = NIL;
+	ArrayBuildState *ids = NULL;
 	ListCell   *lc;
-	uint64		end = batch->head;
+	uint64		end;
 
 	foreach(lc, recorder->leftover)
-		from_deferred = lappend(from_deferred, lfirst(lc));
+		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
+							   false, INT8OID, CurrentMemoryContext);
+	end = end_of_settled(batch, &ids);
+	if (ids != NULL)
+		outbox_deferred_lock(ids, &work.locked, &work.present);
 
-	while (end < batch->tail && end < batch->gated &&
-		   outbox_batch_entry(batch, end)->outcome > OUTBOX_SENT && work.count < MAX_ASIDE)
+	foreach(lc, recorder->leftover)
+		classify_deferred(recorder, &work, lfirst(lc));
+	for (uint64 index = batch->head; index < end; index++)
 	{
-		OutboxEntry *entry = outbox_batch_entry(batch, end++);
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
 
 		if (entry->segment == OUTBOX_DEFERRED)
-			from_deferred = lappend(from_deferred, entry);
+			classify_deferred(recorder, &work, entry);
 		else
 		{
 			classify(&work, entry);
 			outbox_cursor_settle(recorder->cursor, entry->window, entry->id);
 		}
 	}
-	if (from_deferred != NIL)
-		classify_deferred(recorder, &work, from_deferred);
+	if (recorder->leftover != NIL || work.kept != NIL)
+		keep_leftover(recorder, work.kept);
 	if (work.count > 0)
 		carry_out(&work);
 	outbox_cursor_position(recorder->cursor, &recorder->position);

@@ -17,6 +17,9 @@
  */
 extern void outbox_progress_load(OutboxProgress *progress);
 
+/* The same as of a snapshot: what was settled then. */
+extern void outbox_progress_load_as_of(struct SnapshotData *snapshot, OutboxProgress *progress);
+
 /* Is a message settled as of this progress? */
 extern bool outbox_progress_settles(const OutboxProgress *progress, uint64 xid, int64 id);
 
@@ -38,8 +41,8 @@ typedef struct OutboxRecorder
 
 extern void outbox_progress_start(OutboxRecorder *recorder, const OutboxProgress *progress);
 
-/* Is there something to record? */
-extern bool outbox_progress_is_due(OutboxRecorder *recorder);
+/* When to record next, DT_NOEND if there is nothing to record. */
+extern TimestampTz outbox_progress_due(OutboxRecorder *recorder);
 
 /*
  * Within a session that writes: record everything at the front of the batch that

@@ -30,26 +30,26 @@
 /* Read at most so many rows in one transaction. */
 #define MAX_ROWS_PER_SESSION 1000
 
+static bool
+has_room_for_bytes(OutboxBatch *batch)
+{
+	return batch->in_flight_bytes < (Size) outbox_in_flight_bytes * 1024;
+}
+
 bool
 outbox_publish_has_room(OutboxPublisher *publisher)
 {
 	OutboxBatch *batch = publisher->batch;
-	int			limit = outbox_batch_limit(batch);
 
-	/* Refill in runs: a transaction for each confirm would cost more than it gains. */
-	return (batch->in_flight == 0 || batch->in_flight <= limit * 3 / 4) &&
-		batch->in_flight_bytes < (Size) outbox_in_flight_bytes * 1024 &&
-		batch->tail - batch->head < OUTBOX_BATCH_SIZE - 1;
+	/* A transaction for each confirm would cost more than it gains. */
+	return (batch->in_flight == 0 || batch->in_flight <= outbox_batch_limit(batch) * 3 / 4) &&
+		has_room_for_bytes(batch);
 }
 
 static bool
-may_send_one_more(OutboxPublisher *publisher)
+may_send_one_more(OutboxBatch *batch)
 {
-	OutboxBatch *batch = publisher->batch;
-
-	return batch->in_flight < outbox_batch_limit(batch) &&
-		batch->in_flight_bytes < (Size) outbox_in_flight_bytes * 1024 &&
-		batch->tail - batch->head < OUTBOX_BATCH_SIZE - 1;
+	return batch->in_flight < outbox_batch_limit(batch) && has_room_for_bytes(batch);
 }
 
 bool
@@ -104,44 +104,66 @@ send_again(OutboxPublisher *publisher, uint64 index)
 	outbox_cursor_fetch_end(fetch);
 }
 
-int
+/* Does an earlier message of its key wait in deferred, as recorded? */
+static bool
+has_queue_before_it(OutboxPublisher *publisher, const OutboxKey *key)
+{
+	OutboxBytes name = {key->key, strlen(key->key)};
+
+	return publisher->check_queues && outbox_deferred_has_queue(name);
+}
+
+/*
+ * What is recorded left the batch at the front, so a queue in deferred is always of
+ * messages before those in the batch, unless they were taken from it.
+ */
+static void
+try_again(OutboxPublisher *publisher, uint64 index)
+{
+	OutboxEntry *entry = outbox_batch_entry(publisher->batch, index);
+
+	if (entry->key && !entry->in_queue && has_queue_before_it(publisher, entry->key))
+		outbox_batch_settle(publisher->batch, index, OUTBOX_BEHIND, NULL);
+	else if (outbox_batch_take_turn(publisher->batch, index))
+		send_again(publisher, index);
+}
+
+void
 outbox_publish_unsent(OutboxPublisher *publisher)
 {
 	OutboxBatch *batch = publisher->batch;
-	int			sent = 0;
+	int			rows = 0;
 	uint64		index;
 
-	while (may_send_one_more(publisher) && sent < MAX_ROWS_PER_SESSION &&
+	while (may_send_one_more(batch) && rows++ < MAX_ROWS_PER_SESSION &&
 		   (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
-		send_again(publisher, index);
-		sent++;
-	}
-	while (batch->resend < batch->tail && may_send_one_more(publisher) &&
-		   sent < MAX_ROWS_PER_SESSION)
-	{
-		OutboxEntry *entry = outbox_batch_entry(batch, batch->resend);
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
 
-		index = batch->resend++;
-		if (entry->outcome != OUTBOX_WAITING)
-			continue;
-		if (entry->key && entry->key->set_aside > 0)
+		/* Another of several in flight of its key may have been refused meanwhile. */
+		if (entry->key->refused > 0 && !entry->in_queue)
 			outbox_batch_settle(batch, index, OUTBOX_BEHIND, NULL);
-		else if (outbox_batch_take_turn(batch, index))
+		else
 			send_again(publisher, index);
-		sent++;
 	}
-	return sent;
+	while (batch->resend < batch->tail && may_send_one_more(batch) &&
+		   rows++ < MAX_ROWS_PER_SESSION)
+	{
+		index = batch->resend++;
+		if (outbox_batch_entry(batch, index)->outcome == OUTBOX_WAITING)
+			try_again(publisher, index);
+	}
 }
 
 /* A message just read: send it, or settle it at once. */
 static void
 admit(OutboxPublisher *publisher, const OutboxMessage *message,
-	  OutboxWindow *window, bool behind)
+	  OutboxWindow *window, bool in_queue, bool behind)
 {
 	OutboxBatch *batch = publisher->batch;
 	uint64		index = outbox_batch_append(batch, message, window);
 
+	outbox_batch_entry(batch, index)->in_queue = in_queue;
 	if (window != NULL && message->deliver_at > GetCurrentStatementStartTimestamp())
 		outbox_batch_settle(batch, index, OUTBOX_SCHEDULED, NULL);
 	else if (behind)
@@ -154,20 +176,27 @@ admit(OutboxPublisher *publisher, const OutboxMessage *message,
 	outbox_gate_add(&publisher->gate, message->xid);
 }
 
-void
+/* Must a message that is not in deferred's queue of its key stay behind it? */
+static bool
+belongs_behind(OutboxPublisher *publisher, const OutboxMessage *message)
+{
+	return message->ordering_key.data != NULL &&
+		(outbox_batch_key_is_blocked(publisher->batch, message->ordering_key) ||
+		 (publisher->check_queues && outbox_deferred_has_queue(message->ordering_key)));
+}
+
+bool
 outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message, bool in_queue)
 {
-	bool		behind = false;
-
-	/* One that is in its key's queue already has the first place there. */
-	if (message->ordering_key.data && !in_queue)
-		behind = outbox_batch_key_set_aside(publisher->batch, message->ordering_key) ||
-			outbox_deferred_has_queue(message->ordering_key);
-	admit(publisher, message, NULL, behind);
+	if (!may_send_one_more(publisher->batch) || !outbox_batch_has_space(publisher->batch))
+		return false;
+	admit(publisher, message, NULL, in_queue,
+		  !in_queue && belongs_behind(publisher, message));
+	return true;
 }
 
 int
-outbox_publish_fill(OutboxPublisher *publisher, TimestampTz now)
+outbox_publish_fill(OutboxPublisher *publisher)
 {
 	OutboxBatch *batch = publisher->batch;
 	OutboxMessage message;
@@ -175,15 +204,11 @@ outbox_publish_fill(OutboxPublisher *publisher, TimestampTz now)
 
 	if (!outbox_cursor_open(publisher->cursor))
 		return 0;
-	while (may_send_one_more(publisher) && count < MAX_ROWS_PER_SESSION &&
-		   outbox_cursor_next(publisher->cursor, &message))
+	while (may_send_one_more(batch) && outbox_batch_has_space(batch) &&
+		   count < MAX_ROWS_PER_SESSION && outbox_cursor_next(publisher->cursor, &message))
 	{
-		bool		behind = false;
-
-		if (message.ordering_key.data)
-			behind = outbox_batch_key_set_aside(batch, message.ordering_key) ||
-				(publisher->check_queues && outbox_deferred_has_queue(message.ordering_key));
-		admit(publisher, &message, outbox_cursor_window(publisher->cursor), behind);
+		admit(publisher, &message, outbox_cursor_window(publisher->cursor), false,
+			  belongs_behind(publisher, &message));
 		count++;
 	}
 	outbox_cursor_close(publisher->cursor);

@@ -17,13 +17,13 @@ typedef struct OutboxPublisher
 	OutboxBroker *broker;
 	OutboxGate	gate;
 	MemoryContext scratch;		/* one message at a time; reset after each */
-	bool		check_queues;	/* deferred holds messages with an ordering key */
+	bool		check_queues;	/* some ordering key has a queue in deferred */
 } OutboxPublisher;
 
 /* May what was read be sent?  Lets it go if so; nothing may be read while not. */
 extern bool outbox_publish_gate_open(OutboxPublisher *publisher);
 
-/* Would outbox_publish_fill() find room? */
+/* Are few enough in flight to send more?  Answers in runs, to refill in runs. */
 extern bool outbox_publish_has_room(OutboxPublisher *publisher);
 
 /* Entries that were read before are to be sent (again). */
@@ -33,11 +33,14 @@ extern bool outbox_publish_has_unsent(OutboxPublisher *publisher);
  * Within a session (session.h): send what was read before and may go now, then
  * read on.  Returns the number of messages read from the segments.
  */
-extern int	outbox_publish_unsent(OutboxPublisher *publisher);
-extern int	outbox_publish_fill(OutboxPublisher *publisher, TimestampTz now);
+extern void outbox_publish_unsent(OutboxPublisher *publisher);
+extern int	outbox_publish_fill(OutboxPublisher *publisher);
 
-/* Within a session: take up one message that fell due in deferred. */
-extern void outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message,
+/*
+ * Within a session: take up one message that fell due in deferred; `in_queue` if it is in the
+ * queue of its key there.  Returns false, and does nothing, if there is no room.
+ */
+extern bool outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message,
 									bool in_queue);
 
 /*

@@ -7,7 +7,7 @@
 
 #include "executor/spi.h"
 
-#define OUTBOX_QUERY_ARGS 5
+#define OUTBOX_QUERY_ARGS 6
 
 typedef struct OutboxQuery
 {

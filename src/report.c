@@ -20,6 +20,10 @@
 static OutboxWorkerState shown_state = OUTBOX_WORKER_STOPPED;
 static char logged[OUTBOX_ERROR_LEN];	/* last loss that went to the log */
 static bool was_ready = false;
+static TimestampTz blocked_logged_at = 0;
+static bool log_unblocked = false;
+
+#define BLOCKED_LOG_INTERVAL_MS 10000
 
 void
 outbox_report_error(OutboxSlot *slot, const char *text)
@@ -46,6 +50,15 @@ show_activity(OutboxSlot *slot)
 						   activity);
 }
 
+static void
+show_broker(OutboxSlot *slot, const OutboxBroker *broker)
+{
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	strlcpy(slot->broker, outbox_broker_name(broker), OUTBOX_BROKER_LEN);
+	slot->connected_since = outbox_broker_connected_since(broker);
+	LWLockRelease(outbox_shared->lock);
+}
+
 void
 outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, const OutboxBroker *broker)
 {
@@ -54,12 +67,8 @@ outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, const OutboxBroke
 	shown_state = state;
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	slot->state = state;
-	if (broker)
-	{
-		strlcpy(slot->broker, outbox_broker_name(broker), OUTBOX_BROKER_LEN);
-		slot->connected_since = outbox_broker_connected_since(broker);
-	}
 	LWLockRelease(outbox_shared->lock);
+	show_broker(slot, broker);
 	show_activity(slot);
 }
 
@@ -77,8 +86,11 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 					slot->last_error_at != 0)
 					pg_atomic_fetch_add_u64(&slot->reconnects, 1);
 			}
+			/* A channel that was reopened is no news. */
+			if (!was_ready)
+				logged[0] = '\0';
 			was_ready = true;
-			logged[0] = '\0';
+			show_broker(slot, broker);
 			break;
 		case OUTBOX_EVENT_LOST:
 			was_ready = false;
@@ -87,6 +99,7 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 				ereport(LOG, (errmsg("outbox: %s", event->text),
 							  errdetail("Messages are kept and will be published once RabbitMQ can be reached.")));
 			strlcpy(logged, event->text, OUTBOX_ERROR_LEN);
+			show_broker(slot, broker);
 			show_activity(slot);
 			break;
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
@@ -97,12 +110,20 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 			break;
 		case OUTBOX_EVENT_BLOCKED:
 			outbox_report_error(slot, event->text);
+			/* An alarm that comes and goes shall not fill the log. */
+			log_unblocked = TimestampDifferenceExceeds(blocked_logged_at, GetCurrentTimestamp(),
+													   BLOCKED_LOG_INTERVAL_MS);
+			if (!log_unblocked)
+				break;
+			blocked_logged_at = GetCurrentTimestamp();
 			ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" has blocked publishing: %s",
-								 outbox_broker_name(broker), event->text)));
+								 outbox_broker_name(broker), event->text),
+						  errdetail("Messages are kept until it has enough memory and disk again.")));
 			break;
 		case OUTBOX_EVENT_UNBLOCKED:
-			ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
-								 outbox_broker_name(broker))));
+			if (log_unblocked)
+				ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
+									 outbox_broker_name(broker))));
 			break;
 		case OUTBOX_EVENT_RETURN:
 			outbox_report_error(slot, event->text);

@@ -40,6 +40,7 @@
 #include "cursor.h"
 #include "progress.h"
 #include "segment.h"
+#include "session.h"
 #include "settings.h"
 
 /* Bytes of a table, with what is in TOAST; 0 while somebody has it locked. */
@@ -130,7 +131,33 @@ outbox_segment_rotate(int open_segment)
 	return open_segment;
 }
 
-/* Give a table and what belongs to it new, empty files; the caller has it locked. */
+/*
+ * Lock a table with its TOAST table and all indexes against everybody, without
+ * waiting for anybody: a VACUUM of the TOAST table holds no lock on its owner.
+ */
+static bool
+lock_with_its_parts(Oid table)
+{
+	Relation	rel;
+	Oid			toast;
+	List	   *indexes;
+	ListCell   *lc;
+	bool		locked = true;
+
+	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
+		return false;
+	rel = try_relation_open(table, NoLock);
+	if (rel == NULL)
+		return false;
+	toast = rel->rd_rel->reltoastrelid;
+	indexes = RelationGetIndexList(rel);
+	table_close(rel, NoLock);
+	foreach(lc, indexes)
+		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock);
+	return locked && (!OidIsValid(toast) || lock_with_its_parts(toast));
+}
+
+/* Give a table and its TOAST table new, empty files; the caller has them locked. */
 static void
 give_new_files(Oid table)
 {
@@ -141,7 +168,7 @@ give_new_files(Oid table)
 	RelationSetNewRelfilenumber(rel, rel->rd_rel->relpersistence);
 	if (OidIsValid(toast))
 	{
-		Relation	toastrel = table_open(toast, AccessExclusiveLock);
+		Relation	toastrel = table_open(toast, NoLock);
 
 		RelationSetNewRelfilenumber(toastrel, toastrel->rd_rel->relpersistence);
 		table_close(toastrel, NoLock);
@@ -151,22 +178,12 @@ give_new_files(Oid table)
 	table_close(rel, NoLock);
 }
 
-/* Is every row of a segment settled by stored progress, and old enough to go? */
-static bool
-is_settled(int segment)
+bool
+outbox_segment_is_settled(int segment)
 {
 	OutboxProgress progress;
 	OutboxCursor *cursor;
-	OutboxMessage message;
 	bool		found = false;
-	int64		id;
-	TimestampTz enqueued_at;
-
-	if (outbox_retention > 0 &&
-		newest_message(segment, GetLatestSnapshot(), &id, &enqueued_at) &&
-		!TimestampDifferenceExceeds(enqueued_at, GetCurrentTimestamp(),
-									Min((int64) outbox_retention * 1000, INT_MAX)))
-		return false;
 
 	/* Read on from stored progress as a restarted worker would, first the window
 	 * it was in, then one up to now. */
@@ -174,36 +191,43 @@ is_settled(int segment)
 	cursor = outbox_cursor_create(CurrentMemoryContext, &progress, segment);
 	for (int turn = 0; turn < 2 && !found && outbox_cursor_open(cursor); turn++)
 	{
-		found = outbox_cursor_next(cursor, &message);
+		found = outbox_cursor_next_key(cursor) != NULL;
 		outbox_cursor_close(cursor);
 	}
 	return !found;
+}
+
+/* May a segment be emptied: all of it settled, and older than outbox.retention? */
+static bool
+may_go(int segment)
+{
+	int64		id;
+	TimestampTz enqueued_at;
+
+	if (outbox_retention > 0 &&
+		newest_message(segment, GetLatestSnapshot(), &id, &enqueued_at) &&
+		GetCurrentTimestamp() - enqueued_at < outbox_retention * USECS_PER_SEC)
+		return false;
+	return outbox_segment_is_settled(segment);
 }
 
 /* Empty a table unless somebody uses it; a segment (not -1) only if it is settled. */
 static void
 try_to_empty(const char *name, int segment)
 {
-	MemoryContext scratch;
-	MemoryContext old;
 	Oid			table;
 
-	StartTransactionCommand();
-	scratch = AllocSetContextCreate(CurTransactionContext, "outbox emptying",
-									ALLOCSET_DEFAULT_SIZES);
-	old = MemoryContextSwitchTo(scratch);
+	/* All tables we look into are locked without waiting, or none. */
+	if (outbox_session_begin(false) != OUTBOX_SESSION_OPEN)
+		return;
 	table = outbox_catalog_table(name);
-	PushActiveSnapshot(GetTransactionSnapshot());
 	/* Look first without the lock: even a failed attempt at it may cost an xid. */
-	if (OidIsValid(table) && table_bytes(table) > 0 &&
-		(segment < 0 || is_settled(segment)) &&
-		ConditionalLockRelationOid(table, AccessExclusiveLock) &&
-		(segment < 0 || is_settled(segment)))
+	if (table_bytes(table) > 0 &&
+		(segment < 0 || may_go(segment)) &&
+		lock_with_its_parts(table) &&
+		(segment < 0 || may_go(segment)))
 		give_new_files(table);
-	PopActiveSnapshot();
-	MemoryContextSwitchTo(old);
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(TopMemoryContext);
+	outbox_session_commit();
 }
 
 void

@@ -10,6 +10,12 @@
 /* Attempts to empty a table are so far apart: each one may cost an xid. */
 #define OUTBOX_SEGMENT_INTERVAL_MS 2000
 
+/*
+ * In any transaction: is every row of a segment, or of all (OUTBOX_ALL_SEGMENTS),
+ * settled by progress as it is stored?
+ */
+extern bool outbox_segment_is_settled(int segment);
+
 /* worker, within a session: the segment written to last */
 extern int	outbox_segment_find_open(void);
 

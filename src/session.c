@@ -23,8 +23,11 @@
 #include "session.h"
 
 static const char *const read_tables[] = {
-	"message_0", "message_1", "message_2", "message_3", "message_id_seq"
+	"message_0", "message_1", "message_2", "message_3"
 };
+
+/* pg_sequence_last_value() takes this lock, and would wait for it. */
+static const char *const sequences[] = {"message_id_seq", "deferred_place_seq"};
 
 static const char *const write_tables[] = {
 	"progress_0", "progress_1", "deferred", "dead_letter", "control"
@@ -32,6 +35,7 @@ static const char *const write_tables[] = {
 
 /* OIDs as of the worker's start: a table dropped and made anew is another one. */
 static Oid	read_oids[lengthof(read_tables)];
+static Oid	sequence_oids[lengthof(sequences)];
 static Oid	write_oids[lengthof(write_tables)];
 
 /*
@@ -40,9 +44,11 @@ static Oid	write_oids[lengthof(write_tables)];
  * best read from end to end.
  */
 static const char *const overrides[][2] = {
+	{"role", "none"},
+	{"session_replication_role", "origin"}, /* or our own triggers drop our rows */
 	{"search_path", "pg_catalog"},
 	{"statement_timeout", "0"},
-	{"lock_timeout", "5s"},
+	{"lock_timeout", "1s"},
 	{"idle_in_transaction_session_timeout", "0"},
 	{"default_transaction_isolation", "read committed"},
 	{"default_transaction_read_only", "off"},
@@ -73,6 +79,7 @@ outbox_session_init(void)
 
 	StartTransactionCommand();
 	look_up(read_tables, read_oids, lengthof(read_tables));
+	look_up(sequences, sequence_oids, lengthof(sequences));
 	look_up(write_tables, write_oids, lengthof(write_tables));
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
@@ -101,6 +108,8 @@ outbox_session_begin(bool writes)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	result = lock_tables(read_oids, lengthof(read_oids), AccessShareLock);
+	if (result == OUTBOX_SESSION_OPEN)
+		result = lock_tables(sequence_oids, lengthof(sequence_oids), RowExclusiveLock);
 	if (result == OUTBOX_SESSION_OPEN)
 		result = lock_tables(write_oids, lengthof(write_oids),
 							 writes ? RowExclusiveLock : AccessShareLock);

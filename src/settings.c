@@ -403,13 +403,17 @@ define_other_settings(void)
 							 durability_options,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
 
-	/* Sizes shared memory, and defining it later than that is an error. */
-	if (process_shared_preload_libraries_in_progress)
-		DefineCustomIntVariable("outbox.max_databases",
-								"Sets for how many databases there may be a worker.",
-								"Each also takes one of max_worker_processes.",
-								&outbox_max_databases, 64, 1, 10000,
-								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	/*
+	 * Sizes shared memory.  Loaded later than that, the library must not define it
+	 * as PGC_POSTMASTER, but a file that sets it is right all the same.
+	 */
+	DefineCustomIntVariable("outbox.max_databases",
+							"Sets for how many databases there may be a worker.",
+							"Each also takes one of max_worker_processes.",
+							&outbox_max_databases, 64, 1, 10000,
+							process_shared_preload_libraries_in_progress ?
+							PGC_POSTMASTER : PGC_SIGHUP,
+							0, NULL, NULL, NULL);
 }
 
 void

@@ -61,6 +61,7 @@ startup_shmem(void)
 			pg_atomic_init_u32(&slot->open_segment, 0);
 			pg_atomic_init_u32(&slot->control_changed, 0);
 			pg_atomic_init_u32(&slot->reload, 0);
+			pg_atomic_init_u32(&slot->work, 0);
 			pg_atomic_init_u64(&slot->in_flight, 0);
 			pg_atomic_init_u64(&slot->confirmed, 0);
 			pg_atomic_init_u64(&slot->returned, 0);
@@ -80,11 +81,10 @@ outbox_shmem_init(void)
 	shmem_startup_hook = startup_shmem;
 }
 
-OutboxSlot *
-outbox_shmem_find(Oid dboid)
+/* The slot with this content of dboid; InvalidOid finds a free one. */
+static OutboxSlot *
+find_slot(Oid dboid)
 {
-	if (outbox_shared == NULL)
-		return NULL;
 	for (int i = 0; i < outbox_shared->slot_count; i++)
 	{
 		if (outbox_shared->slots[i].dboid == dboid)
@@ -93,32 +93,45 @@ outbox_shmem_find(Oid dboid)
 	return NULL;
 }
 
-/*
- * The slot of a database, a fresh one if it has none yet.
- *
- * Returns NULL if outbox.max_databases slots are taken.
- */
 OutboxSlot *
-outbox_shmem_claim(Oid dboid)
+outbox_shmem_find(Oid dboid)
+{
+	if (outbox_shared == NULL || !OidIsValid(dboid))
+		return NULL;
+	return find_slot(dboid);
+}
+
+/*
+ * Claim and mark under one hold of the lock: in between, the launcher might free
+ * the slot.
+ */
+bool
+outbox_shmem_claim(Oid dboid, bool announce)
 {
 	OutboxSlot *slot;
 
 	if (outbox_shared == NULL)
-		return NULL;
+		return false;
 
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	slot = outbox_shmem_find(dboid);
+	slot = find_slot(dboid);
 	if (slot == NULL)
 	{
-		slot = outbox_shmem_find(InvalidOid);
+		slot = find_slot(InvalidOid);
 		if (slot != NULL)
 		{
 			outbox_shmem_clear(slot);
 			slot->dboid = dboid;
 		}
 	}
+	if (slot != NULL && announce)
+	{
+		slot->announced = true;
+		slot->next_start = 0;
+		slot->failures = 0;
+	}
 	LWLockRelease(outbox_shared->lock);
-	return slot;
+	return slot != NULL;
 }
 
 /*
@@ -135,6 +148,7 @@ outbox_shmem_clear(OutboxSlot *slot)
 	memset(slot, 0, offsetof(OutboxSlot, open_segment));
 	pg_atomic_write_u32(&slot->open_segment, 0);
 	pg_atomic_write_u32(&slot->reload, 0);
+	pg_atomic_write_u32(&slot->work, 0);
 	pg_atomic_write_u64(&slot->in_flight, 0);
 	pg_atomic_write_u64(&slot->confirmed, 0);
 	pg_atomic_write_u64(&slot->returned, 0);
@@ -171,8 +185,16 @@ outbox_shmem_wake_worker(Oid dboid)
 {
 	OutboxSlot *slot = outbox_shmem_find(dboid);
 
-	if (slot != NULL)
-		set_latch_of(slot->pid, slot->procno);
+	if (slot == NULL)
+		return;
+
+	/*
+	 * The flag is what counts: a latch that is set while the worker waits for a
+	 * lock is reset by that wait.  Most commits find it set already.
+	 */
+	if (pg_atomic_read_u32(&slot->work) == 0)
+		pg_atomic_write_u32(&slot->work, 1);
+	set_latch_of(slot->pid, slot->procno);
 }
 
 void
@@ -180,4 +202,15 @@ outbox_shmem_wake_launcher(void)
 {
 	if (outbox_shared != NULL)
 		set_latch_of(outbox_shared->launcher_pid, outbox_shared->launcher_procno);
+}
+
+/* Runs in a transaction callback as well. */
+void
+outbox_shmem_request_scan(OutboxScan scan)
+{
+	if (outbox_shared == NULL)
+		return;
+	if (pg_atomic_read_u32(&outbox_shared->scan_requested) < scan)
+		pg_atomic_write_u32(&outbox_shared->scan_requested, scan);
+	outbox_shmem_wake_launcher();
 }

@@ -35,6 +35,7 @@ typedef struct OutboxSlot
 	int			procno;			/* its index in ProcGlobal->allProcs */
 	pid_t		quiesced_by;	/* backend whose DDL needs the database empty */
 	bool		announced;		/* CREATE EXTENSION committed; worker has not looked yet */
+	bool		looked;			/* its worker has found the extension */
 	bool		absent;			/* last worker found no extension */
 	int			failures;		/* starts in a row that did not last */
 	TimestampTz next_start;		/* not before */
@@ -47,6 +48,7 @@ typedef struct OutboxSlot
 
 	/* without lock; one writer each */
 	pg_atomic_uint32 open_segment;	/* hint for enqueue(): any value is right */
+	pg_atomic_uint32 work;		/* something was committed since the worker looked */
 	pg_atomic_uint32 control_changed;	/* counts pause(), resume() ... */
 	pg_atomic_uint32 reload;	/* outbox.reload(): the worker is to start anew */
 	pg_atomic_uint64 in_flight;
@@ -56,12 +58,19 @@ typedef struct OutboxSlot
 	pg_atomic_uint64 reconnects;
 } OutboxSlot;
 
+typedef enum OutboxScan
+{
+	OUTBOX_SCAN_NONE,
+	OUTBOX_SCAN_NEW,			/* for those it does not know */
+	OUTBOX_SCAN_ALL				/* and those in which it found no extension */
+} OutboxScan;
+
 typedef struct OutboxShared
 {
 	LWLock	   *lock;
 	pid_t		launcher_pid;	/* 0: not running */
 	int			launcher_procno;
-	pg_atomic_uint32 scan_requested;	/* there may be a database not yet known */
+	pg_atomic_uint32 scan_requested;	/* OutboxScan: launcher, look for databases */
 	int			slot_count;
 	OutboxSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } OutboxShared;
@@ -81,8 +90,11 @@ extern OutboxSlot *outbox_shmem_find(Oid dboid);
 /* user backend: the segment that enqueue() shall write to */
 extern int	outbox_shmem_open_segment(void);
 
-/* user backend, launcher: the slot of a database, made if need be; NULL if all are taken */
-extern OutboxSlot *outbox_shmem_claim(Oid dboid);
+/*
+ * user backend, launcher: make sure that a database has a slot; false if all are
+ * taken.  `announce`: the extension is there now.
+ */
+extern bool outbox_shmem_claim(Oid dboid, bool announce);
 
 /* launcher, utility hook, under lock: make a slot free */
 extern void outbox_shmem_clear(OutboxSlot *slot);
@@ -90,5 +102,6 @@ extern void outbox_shmem_clear(OutboxSlot *slot);
 /* any process: set a latch, if its owner is there */
 extern void outbox_shmem_wake_worker(Oid dboid);
 extern void outbox_shmem_wake_launcher(void);
+extern void outbox_shmem_request_scan(OutboxScan scan);
 
 #endif							/* OUTBOX_SHMEM_H */

@@ -207,6 +207,7 @@ parse_one(Piece piece, OutboxUri *uri, const char **error)
 	Piece		authority;
 	Piece		user = {"guest", 5};
 	const char *slash;
+	const char *at;
 	size_t		skip;
 
 	memset(uri, 0, sizeof(*uri));
@@ -237,16 +238,19 @@ parse_one(Piece piece, OutboxUri *uri, const char **error)
 	piece.data += authority.len;
 	piece.len -= authority.len;
 
-	/* the last @: a password may contain one that somebody forgot to escape */
-	for (size_t i = authority.len; i > 0; i--)
+	at = memchr(authority.data, '@', authority.len);
+	if (at != NULL)
 	{
-		if (authority.data[i - 1] != '@')
-			continue;
 		user.data = authority.data;
-		user.len = i - 1;
-		authority.data += i;
-		authority.len -= i;
-		break;
+		user.len = (size_t) (at - authority.data);
+		authority.data = at + 1;
+		authority.len -= user.len + 1;
+		/* Whoever hides the password must be sure where it ends. */
+		if (memchr(authority.data, '@', authority.len) != NULL)
+		{
+			*error = "a @ in user or password must be written as %40";
+			return false;
+		}
 	}
 	return parse_user(user, uri, error) &&
 		parse_host(authority, uri, error) &&

@@ -14,10 +14,13 @@
  */
 #include "pgcompat.h"
 
+#include "access/htup_details.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "shmem.h"
@@ -45,17 +48,35 @@ database_option(List *options, const char *name)
 	return NULL;
 }
 
+/* What CREATE DATABASE asks of who makes a copy. */
+static bool
+may_copy(Oid dboid)
+{
+	HeapTuple	tuple;
+	bool		is_template = false;
+
+	if (!have_createdb_privilege())
+		return false;
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
+	if (HeapTupleIsValid(tuple))
+	{
+		is_template = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+		ReleaseSysCache(tuple);
+	}
+	return is_template || outbox_database_ownercheck(dboid);
+}
+
 /*
  * The database that a command needs empty, InvalidOid if it needs none.
  *
  * Whoever may not run the command shall not be able to stop a worker with it,
- * hence the ownership check; core repeats it and raises the error.
+ * hence the checks of privilege; core repeats them and raises the error.
  */
 static Oid
 database_to_empty(Node *parsetree)
 {
 	const char *name = NULL;
-	bool		owner_only = true;
+	bool		copies = false;
 	Oid			dboid;
 
 	switch (nodeTag(parsetree))
@@ -72,8 +93,10 @@ database_to_empty(Node *parsetree)
 				name = ((AlterDatabaseStmt *) parsetree)->dbname;
 			break;
 		case T_CreatedbStmt:
-			owner_only = false;
+			copies = true;
 			name = database_option(((CreatedbStmt *) parsetree)->options, "template");
+			if (name == NULL)
+				name = "template1";
 			break;
 		default:
 			break;
@@ -82,9 +105,9 @@ database_to_empty(Node *parsetree)
 	if (name == NULL)
 		return InvalidOid;
 	dboid = get_database_oid(name, true);
-	if (OidIsValid(dboid) && owner_only && !outbox_database_ownercheck(dboid))
-		return InvalidOid;
-	return dboid;
+	if (OidIsValid(dboid) && (copies ? may_copy(dboid) : outbox_database_ownercheck(dboid)))
+		return dboid;
+	return InvalidOid;
 }
 
 /*
@@ -98,7 +121,8 @@ set_quiesced(Oid dboid, pid_t pid, bool dropped)
 
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	slot = outbox_shmem_find(dboid);
-	if (slot != NULL)
+	/* Somebody else's mark is not ours to take back. */
+	if (slot != NULL && (pid != 0 || slot->quiesced_by == MyProcPid))
 	{
 		slot->quiesced_by = pid;
 		slot->next_start = 0;
@@ -130,6 +154,17 @@ wait_for_worker_to_leave(Oid dboid)
 	}
 }
 
+/* Whatever a transaction of ours may have left to be done at its commit. */
+static void
+commit_prepared(void)
+{
+	outbox_wake_worker_at_commit();
+	if (outbox_shmem_find(MyDatabaseId) != NULL)
+		outbox_wake_control_at_commit();
+	else if (outbox_shared != NULL && OidIsValid(get_extension_oid("outbox", true)))
+		outbox_wake_launcher_at_commit();	/* it was CREATE EXTENSION */
+}
+
 static void
 call_next(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		  ProcessUtilityContext context, ParamListInfo params,
@@ -152,12 +187,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	Oid			dboid = database_to_empty(parsetree);
 	volatile bool dropped = false;
 
-	if (IsA(parsetree, TransactionStmt) &&
-		((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED)
-		outbox_wake_worker_at_commit();
 	if (IsA(parsetree, DropStmt) &&
 		((DropStmt *) parsetree)->removeType == OBJECT_EXTENSION)
-		outbox_wake_worker_at_commit();
+		outbox_wake_control_at_commit();
 
 	if (IsA(parsetree, CreatedbStmt))
 		outbox_wake_scan_at_commit();
@@ -166,6 +198,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	{
 		call_next(pstmt, queryString, readOnlyTree, context, params,
 				  queryEnv, dest, qc);
+		if (IsA(parsetree, TransactionStmt) &&
+			((TransactionStmt *) parsetree)->kind == TRANS_STMT_COMMIT_PREPARED)
+			commit_prepared();
 		return;
 	}
 

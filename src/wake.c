@@ -29,16 +29,10 @@ static bool new_database = false;
 static void
 announce(void)
 {
-	OutboxSlot *slot = outbox_shmem_claim(MyDatabaseId);
-
-	if (slot == NULL)
-		return;
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	slot->announced = true;
-	slot->next_start = 0;
-	slot->failures = 0;
-	LWLockRelease(outbox_shared->lock);
-	outbox_shmem_wake_launcher();
+	if (outbox_shmem_claim(MyDatabaseId, true))
+		outbox_shmem_wake_launcher();
+	else						/* another may give its slot back */
+		outbox_shmem_request_scan(OUTBOX_SCAN_ALL);
 }
 
 static void
@@ -58,11 +52,8 @@ xact_callback(XactEvent event, void *arg)
 				outbox_shmem_wake_worker(MyDatabaseId);
 			if (wake_launcher)
 				announce();
-			if (new_database && outbox_shared != NULL)
-			{
-				pg_atomic_write_u32(&outbox_shared->scan_requested, 1);
-				outbox_shmem_wake_launcher();
-			}
+			if (new_database)
+				outbox_shmem_request_scan(OUTBOX_SCAN_NEW);
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:

@@ -26,17 +26,21 @@
 #include "pgcompat.h"
 
 #include "access/xact.h"
+#include "access/htup_details.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "mb/pg_wchar.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
 #include "storage/procsignal.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
@@ -54,7 +58,7 @@
 
 #define FAREWELL_MS			150		/* wait so long for confirms when told to leave */
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
-#define GATE_POLL_MS		2		/* look at the standbys again */
+#define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 #define HEALTHY_MS			30000	/* a start that lasts so long was no failure */
 
 #define PUBLISHER_LOCK_KEY1 0x6f757462	/* "outb" */
@@ -78,6 +82,8 @@ typedef struct Worker
 	TimestampTz next_due;		/* of deferred */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
+	TimestampTz next_gate;		/* the gate is shut: look again */
+	int			gate_delay_ms;
 
 	WaitEventSet *wait_set;
 	uint32		wait_generation;
@@ -94,8 +100,7 @@ detach(int code, Datum arg)
 {
 	OutboxSlot *slot = worker->slot;
 
-	if (worker->publisher.broker)
-		outbox_broker_close(worker->publisher.broker);
+	LWLockReleaseAll();			/* an error may have come while we held it */
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	if (slot->pid == MyProcPid)
 	{
@@ -111,6 +116,8 @@ detach(int code, Datum arg)
 	}
 	LWLockRelease(outbox_shared->lock);
 	outbox_shmem_wake_launcher();
+	if (worker->publisher.broker)
+		outbox_broker_close(worker->publisher.broker);
 }
 
 /* Take the slot of this database; leave if there is no place for this process. */
@@ -130,6 +137,7 @@ attach(void)
 	slot->pid = MyProcPid;
 	slot->procno = outbox_my_procno();
 	slot->announced = false;	/* from here on we see what was announced */
+	slot->looked = false;
 	slot->state = OUTBOX_WORKER_STARTING;
 	slot->started_at = worker->started_at;
 	pg_atomic_write_u32(&slot->reload, 0);
@@ -137,22 +145,36 @@ attach(void)
 	before_shmem_exit(detach, (Datum) 0);
 }
 
-/* Leave for good unless this database has the extension. */
+/* A session in a template database is in the way of each CREATE DATABASE. */
+static bool
+is_template(void)
+{
+	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return true;
+	result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* Leave for good unless this database has the extension; tell the launcher. */
 static void
 require_extension(void)
 {
 	bool		present;
 
 	StartTransactionCommand();
-	present = OidIsValid(get_extension_oid("outbox", true)) &&
-		OidIsValid(outbox_catalog_table("control"));
+	present = OidIsValid(get_extension_oid("outbox", true)) && !is_template();
 	CommitTransactionCommand();
-	if (present)
-		return;
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	worker->slot->absent = true;
+	worker->slot->looked = present;
+	worker->slot->absent = !present;
 	LWLockRelease(outbox_shared->lock);
-	proc_exit(0);
+	if (!present)
+		proc_exit(0);
+	outbox_shmem_wake_launcher();	/* the next database may be looked into */
 }
 
 /*
@@ -197,11 +219,25 @@ begin_session(bool writes)
 		case OUTBOX_SESSION_GONE:
 			break;
 	}
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	worker->slot->absent = true;
-	LWLockRelease(outbox_shared->lock);
-	leave();
+	require_extension();
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("a table of extension \"outbox\" is missing, or is another one than before"),
+			 errhint("The worker starts anew. If this does not help, reinstall the extension.")));
 	return false;
+}
+
+/* The broker speaks UTF-8; what it says goes into tables and views of this database. */
+static void
+fit_encoding(char *text)
+{
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return;
+	for (; *text != '\0'; text++)
+	{
+		if (IS_HIGHBIT_SET(*text))
+			*text = '?';
+	}
 }
 
 static void
@@ -215,6 +251,7 @@ take_events(void)
 	{
 		const char *nonsense;
 
+		fit_encoding(event.text);
 		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK)
 			outbox_report_event(worker->slot, &event, publisher->broker);
 		nonsense = outbox_confirm_apply(publisher->batch, &event, &tally);
@@ -233,23 +270,44 @@ may_publish(void)
 	return !worker->leaving && !worker->control.paused && !worker->control.foreign &&
 		outbox_broker_state(publisher->broker) == OUTBOX_BROKER_READY &&
 		!outbox_broker_blocked(publisher->broker) &&
-		outbox_publish_gate_open(publisher);
+		publisher->batch->gated == OUTBOX_NO_ENTRY &&
+		outbox_publish_has_room(publisher);
 }
 
-static void
+/* May it read on, once what was read before is sent? */
+static bool
+may_read_on(void)
+{
+	return may_publish() && outbox_batch_has_space(worker->publisher.batch);
+}
+
+static bool
 take_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 {
-	outbox_publish_deferred(arg, message, in_queue);
+	return outbox_publish_deferred(arg, message, in_queue);
 }
 
 /* Is there anything that publish() could do now? */
 static bool
 can_publish(void)
 {
-	return may_publish() && worker->now >= worker->locked_until &&
-		outbox_publish_has_room(&worker->publisher) &&
-		(worker->hungry || worker->next_due <= worker->now ||
-		 outbox_publish_has_unsent(&worker->publisher));
+	if (worker->now < worker->locked_until)
+		return false;
+	return (may_publish() && outbox_publish_has_unsent(&worker->publisher)) ||
+		(may_read_on() && (worker->hungry || worker->next_due <= worker->now));
+}
+
+/* The standbys may have caught up, whatever the connection is doing. */
+static void
+watch_gate(void)
+{
+	if (outbox_publish_gate_open(&worker->publisher))
+		worker->gate_delay_ms = 0;
+	else
+	{
+		worker->gate_delay_ms = Min(Max(1, worker->gate_delay_ms * 2), GATE_POLL_MAX_MS);
+		worker->next_gate = TimestampTzPlusMilliseconds(worker->now, worker->gate_delay_ms);
+	}
 }
 
 static void
@@ -266,11 +324,10 @@ publish(void)
 	{
 		if (worker->next_due <= worker->now)
 			worker->next_due = outbox_deferred_pick(worker->now,
-													outbox_batch_limit(publisher->batch) / 4 + 1,
 													publisher->batch->from_deferred,
 													take_deferred, publisher);
 		if (worker->hungry)
-			worker->hungry = outbox_publish_fill(publisher, worker->now) > 0 ||
+			worker->hungry = outbox_publish_fill(publisher) > 0 ||
 				!outbox_cursor_at_end(publisher->cursor);
 	}
 	outbox_publish_shut_gate(publisher, first);
@@ -280,13 +337,9 @@ publish(void)
 static void
 record_progress(void)
 {
-	if (!outbox_progress_is_due(&worker->recorder))
-		return;
-	if (!worker->leaving &&
-		worker->now < TimestampTzPlusMilliseconds(worker->recorder.recorded_at,
-												  OUTBOX_PROGRESS_INTERVAL_MS))
-		return;
-	if (!begin_session(true))
+	TimestampTz due = outbox_progress_due(&worker->recorder);
+
+	if (due == DT_NOEND || (due > worker->now && !worker->leaving) || !begin_session(true))
 		return;
 	if (outbox_progress_record(&worker->recorder, worker->now))
 	{
@@ -315,15 +368,13 @@ keep_segments(void)
 	worker->next_upkeep = TimestampTzPlusMilliseconds(worker->now, OUTBOX_SEGMENT_INTERVAL_MS);
 }
 
+/* Within a session that writes. */
 static void
 read_control(void)
 {
 	uint32		changed = pg_atomic_read_u32(&worker->slot->control_changed);
-	bool		was_foreign;
+	bool		was_foreign = worker->control.foreign;
 
-	if (!begin_session(true))
-		return;
-	was_foreign = worker->control.foreign;
 	worker->control = outbox_control_read();
 	if (worker->control.foreign)
 	{
@@ -336,13 +387,30 @@ read_control(void)
 	/* adopt() moved the recorded position: begin anew from there. */
 	if (was_foreign && !worker->control.foreign)
 		worker->leaving = true;
-	/* Somebody may have deleted the message that others wait behind. */
-	if (changed != worker->control_seen)
+	/* Somebody may have locked or deleted the message that others wait behind. */
+	if (worker->publisher.check_queues)
 		outbox_deferred_promote_all();
-	outbox_session_commit();
 	worker->control_seen = changed;
 	worker->next_due = worker->now;
 }
+
+static void
+poll_control(void)
+{
+	if (worker->now < worker->next_poll &&
+		worker->control_seen == pg_atomic_read_u32(&worker->slot->control_changed))
+		return;
+	/* If our tables are locked, ask again soon, not at the next poll. */
+	if (!begin_session(true))
+		return;
+	read_control();
+	outbox_session_commit();
+	worker->next_poll = TimestampTzPlusMilliseconds(worker->now, outbox_poll_interval);
+	worker->hungry = true;
+	worker->emptying_due = true;
+}
+
+static void collect_confirms(void);
 
 /* Connect where the settings say, or not at all. */
 static void
@@ -350,6 +418,8 @@ configure(void)
 {
 	OutboxBroker *broker = worker->publisher.broker;
 
+	if (outbox_broker_state(broker) == OUTBOX_BROKER_READY)
+		collect_confirms();
 	if (outbox_enabled)
 		outbox_broker_configure(broker);
 	else
@@ -367,19 +437,15 @@ heed_others(void)
 	if (worker->slot->quiesced_by != 0 || pg_atomic_read_u32(&worker->slot->reload) != 0 ||
 		ShutdownRequestPending)
 		worker->leaving = true;
+	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
+		worker->hungry = true;
 	if (ConfigReloadPending)
 	{
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 		configure();
 	}
-	if (worker->now >= worker->next_poll ||
-		worker->control_seen != pg_atomic_read_u32(&worker->slot->control_changed))
-	{
-		worker->next_poll = TimestampTzPlusMilliseconds(worker->now, outbox_poll_interval);
-		worker->hungry = true;
-		read_control();
-	}
+	poll_control();
 }
 
 static void
@@ -414,22 +480,32 @@ next_deadline(void)
 	TimestampTz deadline = worker->next_poll;
 
 #define NO_LATER_THAN(moment) (deadline = Min(deadline, (moment)))
-	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
-	if (outbox_progress_is_due(&worker->recorder))
-		NO_LATER_THAN(TimestampTzPlusMilliseconds(worker->recorder.recorded_at,
-												  OUTBOX_PROGRESS_INTERVAL_MS));
+	NO_LATER_THAN(outbox_progress_due(&worker->recorder));
 	if (worker->emptying_due)
 		NO_LATER_THAN(worker->next_upkeep);
-	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
-		NO_LATER_THAN(TimestampTzPlusMilliseconds(worker->now, GATE_POLL_MS));
-	if (may_publish())
+	if (may_read_on())
 		NO_LATER_THAN(worker->next_due);
-#undef NO_LATER_THAN
-	/* While our tables are locked there is nothing to be done sooner. */
+	/* While our tables are locked, none of that can be done; then all of it. */
 	if (worker->locked_until > worker->now)
-		deadline = Min(Max(deadline, worker->locked_until),
-					   outbox_broker_deadline(worker->publisher.broker));
+		deadline = worker->locked_until;
+	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
+	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
+		NO_LATER_THAN(worker->next_gate);
+#undef NO_LATER_THAN
 	return deadline;
+}
+
+/* The clock was set back: what is still to come moves along. */
+static void
+follow_clock(TimestampTz back)
+{
+	worker->started_at -= back;
+	worker->next_poll -= back;
+	worker->next_upkeep -= back;
+	worker->locked_until -= back;
+	worker->next_gate -= back;
+	worker->recorder.recorded_at -= back;
+	worker->next_due = 0;		/* of the database's time, not ours */
 }
 
 /* A wait event set cannot forget a socket: make a new one for each. */
@@ -469,6 +545,7 @@ wait_for_something(TimestampTz deadline)
 	WaitEvent	events[3];
 	long		timeout;
 	int			count;
+	TimestampTz now;
 
 	if (wait_event == 0)
 		wait_event = outbox_wait_event("OutboxWorkerMain");
@@ -479,12 +556,12 @@ wait_for_something(TimestampTz deadline)
 	for (int i = 0; i < count; i++)
 	{
 		if (events[i].events & WL_LATCH_SET)
-		{
 			ResetLatch(MyLatch);
-			worker->hungry = true;
-		}
 	}
-	worker->now = GetCurrentTimestamp();
+	now = GetCurrentTimestamp();
+	if (now < worker->now)
+		follow_clock(worker->now - now);
+	worker->now = now;
 }
 
 /* ---- the loop ---- */
@@ -497,6 +574,7 @@ turn(void)
 	heed_others();
 	outbox_broker_turn(broker, worker->now);	/* receive */
 	take_events();
+	watch_gate();
 	publish();
 	outbox_broker_turn(broker, worker->now);	/* send */
 	take_events();
@@ -505,13 +583,12 @@ turn(void)
 	report_state();
 }
 
-/* Told to leave: what the broker has confirmed shall not be sent again. */
+/* The connection is to end: what the broker has confirmed shall not be sent again. */
 static void
-say_farewell(void)
+collect_confirms(void)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAREWELL_MS);
 
-	worker->locked_until = 0;
 	while (worker->publisher.batch->in_flight > 0 && GetCurrentTimestamp() < deadline)
 	{
 		outbox_broker_turn(worker->publisher.broker, worker->now);
@@ -519,7 +596,6 @@ say_farewell(void)
 		if (worker->publisher.batch->in_flight > 0)
 			wait_for_something(deadline);
 	}
-	record_progress();
 }
 
 /* Find out where the last worker ended. */
@@ -534,6 +610,7 @@ begin_where_recorded(void)
 
 	while (worker->now = GetCurrentTimestamp(), !begin_session(true))
 	{
+		outbox_report_error(worker->slot, "somebody has locked the tables of the extension");
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCKED_RETRY_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -546,7 +623,8 @@ begin_where_recorded(void)
 	publisher->batch = outbox_batch_create(context);
 	publisher->scratch = AllocSetContextCreate(context, "outbox message", ALLOCSET_DEFAULT_SIZES);
 	publisher->check_queues = outbox_deferred_has_queues();
-	outbox_deferred_promote_all();
+	/* Before anything can be published: it may be paused, or a copy. */
+	read_control();
 	worker->recorder.batch = publisher->batch;
 	worker->recorder.cursor = publisher->cursor;
 	outbox_progress_start(&worker->recorder, &progress);
@@ -557,6 +635,8 @@ begin_where_recorded(void)
 
 	publisher->broker = outbox_broker_create(context, name);
 	configure();
+	worker->hungry = true;
+	worker->next_poll = TimestampTzPlusMilliseconds(worker->now, outbox_poll_interval);
 	worker->emptying_due = true;
 }
 
@@ -566,6 +646,7 @@ run(void)
 	attach();
 	require_extension();
 	require_publisher_lock();
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	outbox_session_init();
 	begin_where_recorded();
 
@@ -575,7 +656,9 @@ run(void)
 		if (!worker->leaving)
 			wait_for_something(next_deadline());
 	}
-	say_farewell();
+	collect_confirms();
+	worker->locked_until = 0;
+	record_progress();
 	leave();
 }
 
@@ -585,7 +668,7 @@ outbox_worker_main(Datum main_arg)
 	Oid			dboid = DatumGetObjectId(main_arg);
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	pqsignal(SIGTERM, die);		/* until there is something to end in order */
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 	worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
