@@ -1,8 +1,8 @@
 # Proves that a worker with nothing to do uses no measurable CPU: in 10 s no more
 # than one tick, and no more wake-ups than outbox.poll_interval and the heartbeats
 # of both sides explain.  Idle, with a message scheduled for later, with one waiting
-# for a retry and another behind it, paused with messages waiting, and without a
-# broker to connect to; and the launcher.
+# for a retry and others behind it, paused with messages waiting, and disabled (no
+# outbox.uri); and the launcher.
 
 use strict;
 use warnings FATAL => 'all';
