@@ -88,10 +88,10 @@ extern void outbox_amqp_printable(char *dst, size_t size, const void *src, size_
 /*
  * ---- what we send (amqp_encode.c) ----
  *
- * Declared as soon as buffer.h and batch.h have been included, so that the decoder
+ * Declared as soon as buffer.h and message.h have been included, so that the decoder
  * above can do without them, and whatever the order of the includes.
  */
-#if defined(OUTBOX_BUFFER_H) && defined(OUTBOX_BATCH_H) && \
+#if defined(OUTBOX_BUFFER_H) && defined(OUTBOX_MESSAGE_H) && \
 	!defined(OUTBOX_AMQP_ENCODE_DECLARED)
 #define OUTBOX_AMQP_ENCODE_DECLARED
 

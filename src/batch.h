@@ -1,51 +1,16 @@
 /*
  * batch.h
- *		The nouns that the steps of a message's path share: the message as it is
- *		stored, and the batch, which is every message that was read from storage
- *		and whose fate is not yet recorded in progress.
+ *		The noun in which the steps of a message's path meet: the batch, which is
+ *		every message that was read from storage and whose fate is not yet recorded
+ *		in progress.
  */
 #ifndef OUTBOX_BATCH_H
 #define OUTBOX_BATCH_H
 
-#include "datatype/timestamp.h"
-#include "utils/jsonb.h"
-#include "utils/uuid.h"
+#include "message.h"
 
 struct HTAB;
 struct OutboxWindow;
-
-#define OUTBOX_SEGMENTS 4		/* outbox.message_0 .. message_3 */
-#define OUTBOX_DEFERRED (-1)	/* "segment" of a message read from deferred */
-
-/* A run of bytes that somebody else owns; data is NULL where SQL has NULL. */
-typedef struct OutboxBytes
-{
-	const char *data;
-	uint32		len;
-} OutboxBytes;
-
-/*
- * One message as stored.  Pointers lead into the tuple it was read from, and
- * the payload may still be a TOAST pointer: whoever encodes it detoasts it, one
- * message at a time.
- */
-typedef struct OutboxMessage
-{
-	int64		id;
-	uint64		xid;			/* top-level transaction that enqueued it */
-	int			segment;		/* 0 .. OUTBOX_SEGMENTS - 1, or OUTBOX_DEFERRED */
-	int32		attempts;		/* times it was refused so far */
-	TimestampTz enqueued_at;
-	TimestampTz deliver_at;		/* DT_NOBEGIN: at once */
-	pg_uuid_t	message_id;
-	OutboxBytes exchange;
-	OutboxBytes routing_key;
-	OutboxBytes ordering_key;	/* data is NULL: none */
-	OutboxBytes content_type;	/* data is NULL: none */
-	Jsonb	   *properties;		/* NULL: none */
-	Jsonb	   *headers;		/* NULL: none */
-	Datum		payload;		/* bytea, possibly toasted */
-} OutboxMessage;
 
 /* What has become of a message since it was read. */
 typedef enum OutboxOutcome

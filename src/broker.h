@@ -7,7 +7,7 @@
 #ifndef OUTBOX_BROKER_H
 #define OUTBOX_BROKER_H
 
-#include "batch.h"
+#include "message.h"
 #include "buffer.h"
 #include "amqp_codec.h"
 #include "datatype/timestamp.h"

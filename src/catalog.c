@@ -7,14 +7,15 @@
  */
 #include "pgcompat.h"
 
+#include "access/genam.h"
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "nodes/execnodes.h"
 #include "utils/lsyscache.h"
 
-#include "batch.h"
 #include "catalog.h"
+#include "message.h"
 
 static const char *const segment_names[OUTBOX_SEGMENTS] = {
 	"message_0", "message_1", "message_2", "message_3"
@@ -62,6 +63,19 @@ Oid
 outbox_catalog_sequence(void)
 {
 	return outbox_catalog_table("message_id_seq");
+}
+
+Relation
+outbox_catalog_open_index(const char *name)
+{
+	Oid			oid = outbox_catalog_table(name);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("index outbox.%s does not exist", name),
+				 errhint("The extension's own indexes must not be dropped or renamed; reinstall the extension.")));
+	return index_open(oid, AccessShareLock);
 }
 
 /*

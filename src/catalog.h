@@ -41,6 +41,9 @@ extern Oid	outbox_catalog_sequence(void);
 
 /* Open a segment, or tell the user why that cannot be. */
 extern Relation outbox_catalog_open_segment(int segment, LOCKMODE lockmode);
+
+/* Open one of our indexes by its name, with AccessShareLock. */
+extern Relation outbox_catalog_open_index(const char *name);
 extern Oid	outbox_catalog_table(const char *name);
 
 /*

@@ -49,8 +49,6 @@
 #include "catalog.h"
 #include "cursor.h"
 
-#define MAX_COLUMNS 24			/* of any table that begins like a segment */
-
 StaticAssertDecl(Anum_message_id == 1 && Anum_message_xid == 2 &&
 				 Anum_message_enqueued_at == 3,
 				 "OutboxRowKey does not match the columns of a segment");
@@ -170,25 +168,12 @@ add_stream(OutboxCursor *cursor, int segment, uint64 xid)
 }
 
 static Relation
-open_named_index(const char *name)
-{
-	Oid			oid = outbox_catalog_table(name);
-
-	if (!OidIsValid(oid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("index outbox.%s does not exist", name),
-				 errhint("The extension's own indexes must not be dropped or renamed; reinstall the extension.")));
-	return index_open(oid, AccessShareLock);
-}
-
-static Relation
 open_index(int segment, bool by_xid)
 {
 	char		name[NAMEDATALEN];
 
 	snprintf(name, sizeof(name), by_xid ? "message_%d_xid_id_idx" : "message_%d_pkey", segment);
-	return open_named_index(name);
+	return outbox_catalog_open_index(name);
 }
 
 /*
@@ -496,98 +481,4 @@ outbox_cursor_position(OutboxCursor *cursor, OutboxProgress *progress)
 		progress->window = window->target;
 		progress->last_id = window->settled_id;
 	}
-}
-
-/* ---- single messages ---- */
-
-struct OutboxFetch
-{
-	Relation	segment;
-	Relation	index;
-	SysScanDesc scan;
-};
-
-OutboxFetch *
-outbox_cursor_fetch(int segment, int64 id, OutboxMessage *message)
-{
-	OutboxFetch *fetch = palloc(sizeof(OutboxFetch));
-	ScanKeyData key;
-	HeapTuple	tuple;
-
-	if (segment == OUTBOX_DEFERRED)
-	{
-		fetch->segment = table_open(outbox_catalog_table("deferred"), AccessShareLock);
-		fetch->index = open_named_index("deferred_pkey");
-	}
-	else
-	{
-		fetch->segment = table_open(outbox_catalog_segment(segment), AccessShareLock);
-		fetch->index = open_index(segment, false);
-	}
-	ScanKeyInit(&key, Anum_message_id, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	fetch->scan = systable_beginscan_ordered(fetch->segment, fetch->index,
-											 GetActiveSnapshot(), 1, &key);
-	tuple = systable_getnext_ordered(fetch->scan, ForwardScanDirection);
-	if (!HeapTupleIsValid(tuple))
-	{
-		outbox_cursor_fetch_end(fetch);
-		return NULL;
-	}
-	outbox_message_from_tuple(message, tuple, RelationGetDescr(fetch->segment), segment);
-	return fetch;
-}
-
-void
-outbox_cursor_fetch_end(OutboxFetch *fetch)
-{
-	systable_endscan_ordered(fetch->scan);
-	index_close(fetch->index, AccessShareLock);
-	table_close(fetch->segment, AccessShareLock);
-	pfree(fetch);
-}
-
-static OutboxBytes
-text_bytes(Datum value, bool isnull)
-{
-	OutboxBytes result = {NULL, 0};
-
-	if (!isnull)
-	{
-		text	   *t = DatumGetTextPP(value);
-
-		result.data = VARDATA_ANY(t);
-		result.len = VARSIZE_ANY_EXHDR(t);
-	}
-	return result;
-}
-
-void
-outbox_message_from_tuple(OutboxMessage *message, HeapTuple tuple, TupleDesc desc, int segment)
-{
-	Datum		values[MAX_COLUMNS];
-	bool		isnull[MAX_COLUMNS];
-
-	if (desc->natts > MAX_COLUMNS)
-		elog(ERROR, "a table of outbox has %d columns", desc->natts);
-	heap_deform_tuple(tuple, desc, values, isnull);
-
-#define VALUE(column) (values[Anum_message_##column - 1])
-#define IS_NULL(column) (isnull[Anum_message_##column - 1])
-	message->id = DatumGetInt64(VALUE(id));
-	message->xid = U64FromFullTransactionId(DatumGetFullTransactionId(VALUE(xid)));
-	message->segment = segment;
-	message->attempts = segment == OUTBOX_DEFERRED ?
-		DatumGetInt32(values[Anum_deferred_attempts - 1]) : 0;
-	message->enqueued_at = DatumGetTimestampTz(VALUE(enqueued_at));
-	message->deliver_at = IS_NULL(deliver_at) ? DT_NOBEGIN : DatumGetTimestampTz(VALUE(deliver_at));
-	message->message_id = *DatumGetUUIDP(VALUE(message_id));
-	message->exchange = text_bytes(VALUE(exchange), IS_NULL(exchange));
-	message->routing_key = text_bytes(VALUE(routing_key), IS_NULL(routing_key));
-	message->ordering_key = text_bytes(VALUE(ordering_key), IS_NULL(ordering_key));
-	message->content_type = text_bytes(VALUE(content_type), IS_NULL(content_type));
-	message->properties = IS_NULL(properties) ? NULL : DatumGetJsonbP(VALUE(properties));
-	message->headers = IS_NULL(headers) ? NULL : DatumGetJsonbP(VALUE(headers));
-	message->payload = VALUE(payload);
-#undef VALUE
-#undef IS_NULL
 }

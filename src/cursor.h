@@ -6,7 +6,7 @@
 #ifndef OUTBOX_CURSOR_H
 #define OUTBOX_CURSOR_H
 
-#include "batch.h"
+#include "message.h"
 
 /* A snapshot as data: full transaction ids, sorted. */
 typedef struct OutboxSnapshot
@@ -94,18 +94,6 @@ extern void outbox_cursor_settle(OutboxCursor *cursor, OutboxWindow *window, int
 
 /* The position to store; points into the cursor's memory. */
 extern void outbox_cursor_position(OutboxCursor *cursor, OutboxProgress *progress);
-
-/*
- * Read one message again by its key.  Needs a transaction; false if somebody
- * deleted it.  The scan stays open until outbox_cursor_fetch_end().
- */
-typedef struct OutboxFetch OutboxFetch;
-extern OutboxFetch *outbox_cursor_fetch(int segment, int64 id, OutboxMessage *message);
-extern void outbox_cursor_fetch_end(OutboxFetch *fetch);
-
-/* Fill a message from a tuple whose first columns are those of a segment. */
-extern void outbox_message_from_tuple(OutboxMessage *message, HeapTuple tuple,
-									  TupleDesc desc, int segment);
 
 /* outbox_snapshot_*: horizon.c */
 extern bool outbox_snapshot_sees(const OutboxSnapshot *snapshot, uint64 xid);

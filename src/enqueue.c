@@ -108,7 +108,7 @@ take_name(FunctionCallInfo fcinfo, int arg, const char *name,
 	text	   *value = PG_GETARG_TEXT_PP(arg);
 	OutboxBytes bytes = {VARDATA_ANY(value), VARSIZE_ANY_EXHDR(value)};
 
-	bytes = outbox_properties_utf8(bytes);
+	bytes = outbox_utf8(bytes);
 	if (bytes.len > NAME_MAX_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),

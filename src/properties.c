@@ -1,10 +1,10 @@
 /*
  * properties.c
- *		The AMQP properties and headers of a message: from jsonb to
- *		librabbitmq's structure, and the rules they must keep.
+ *		The AMQP properties of a message: from jsonb to librabbitmq's
+ *		structure, and the rules they must keep.
  *
- *		Owns: the list of properties a caller may set, the types that JSON
- *		values become, and every limit on them.
+ *		Owns: the list of properties a caller may set, every limit on them, and
+ *		the headers that we add.  Those of the caller: headers.c.
  *		Step: 1 (enqueue.c calls outbox_properties_check) and 5 (publish calls
  *		outbox_properties_build).
  *		On entry: properties and headers are detoasted.  In a database whose
@@ -31,14 +31,13 @@
 
 #include "amqp_headers.h"
 #include "buffer.h"
+#include "headers.h"
+#include "json_scalar.h"
 #include "properties.h"
 #include "amqp_codec.h"
 #include "settings.h"
 #include "uri.h"
 
-#define SHORT_STRING_MAX	255
-#define HEADERS_MAX_DEPTH	32
-#define RESERVED_PREFIX		"x-outbox-"
 
 #define UNIX_EPOCH_USECS \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)
@@ -84,8 +83,6 @@ static void read_priority(const KnownProperty *property,
 						  const JsonbValue *value, BuiltProperties *built);
 static void read_timestamp(const KnownProperty *property,
 						   const JsonbValue *value, BuiltProperties *built);
-static void convert_value(amqp_field_value_t *field, const JsonbValue *value,
-						  const JsonbValue *header, int depth);
 
 #define TEXT_PROPERTY(field, flag) \
 	{#field, read_text, flag, offsetof(amqp_basic_properties_t, field)}
@@ -106,67 +103,14 @@ static const KnownProperty known_properties[] = {
 };
 
 /*
- * Text
+ * Properties
  */
-
-OutboxBytes
-outbox_properties_utf8(OutboxBytes text)
-{
-	char	   *converted;
-
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return text;
-
-	/* Every server encoding is a superset of ASCII. */
-	for (uint32 i = 0; i < text.len; i++)
-	{
-		if (!IS_HIGHBIT_SET(text.data[i]))
-			continue;
-		converted = pg_server_to_any(text.data, text.len, PG_UTF8);
-		if (converted != text.data)
-		{
-			text.data = converted;
-			text.len = strlen(converted);
-		}
-		break;
-	}
-	return text;
-}
-
-static inline amqp_bytes_t
-amqp_run(const char *data, size_t len)
-{
-	amqp_bytes_t run;
-
-	run.len = len;
-	run.bytes = unconstify(char *, data);
-	return run;
-}
-
-static amqp_bytes_t
-amqp_text(const JsonbValue *string)
-{
-	OutboxBytes text = {string->val.string.val, string->val.string.len};
-
-	text = outbox_properties_utf8(text);
-	return amqp_run(text.data, text.len);
-}
 
 static bool
 is_string(const JsonbValue *string, const char *text)
 {
 	return string->val.string.len == strlen(text) &&
 		memcmp(string->val.string.val, text, string->val.string.len) == 0;
-}
-
-/* A key for an error message: its beginning, if a caller made it very long. */
-static char *
-key_text(const JsonbValue *key)
-{
-	int			len = pg_mbcliplen(key->val.string.val, key->val.string.len,
-								   NAMEDATALEN - 1);
-
-	return pnstrdup(key->val.string.val, len);
 }
 
 static const char *
@@ -189,29 +133,6 @@ json_type_name(const JsonbValue *value)
 	}
 }
 
-static char *
-number_text(const JsonbValue *number)
-{
-	Datum		numeric = NumericGetDatum(number->val.numeric);
-
-	return DatumGetCString(DirectFunctionCall1(numeric_out, numeric));
-}
-
-/* Is this number written without a fraction, and does it fit into 64 bits? */
-static bool
-is_int64(const char *number, int64 *result)
-{
-	char	   *end;
-
-	errno = 0;
-	*result = strtoll(number, &end, 10);
-	return errno == 0 && *end == '\0';
-}
-
-/*
- * Properties
- */
-
 static void
 refuse_property(const char *name, const JsonbValue *value, const char *rule)
 {
@@ -229,7 +150,7 @@ integer_property(const char *name, const JsonbValue *value,
 	int64		number = 0;
 
 	if (value->type != jbvNumeric ||
-		!is_int64(number_text(value), &number) ||
+		!outbox_json_is_int64(outbox_json_number(value), &number) ||
 		number < min || number > max)
 		refuse_property(name, value, rule);
 	return number;
@@ -244,13 +165,13 @@ read_text(const KnownProperty *property,
 	if (value->type != jbvString)
 		refuse_property(property->name, value, "a string");
 
-	text = amqp_text(value);
-	if (text.len > SHORT_STRING_MAX)
+	text = outbox_json_text(value);
+	if (text.len > OUTBOX_SHORT_STRING_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
 				 errmsg("property \"%s\" is too long", property->name),
 				 errdetail("It has %zu bytes in UTF-8, at most %d are possible.",
-						   text.len, SHORT_STRING_MAX)));
+						   text.len, OUTBOX_SHORT_STRING_MAX)));
 	memcpy((char *) &built->amqp + property->offset, &text, sizeof(text));
 }
 
@@ -305,7 +226,7 @@ read_expiration(const KnownProperty *property,
 	{
 		text = pnstrdup(value->val.string.val, value->val.string.len);
 		if (text[0] == '\0' || strspn(text, "0123456789") != strlen(text) ||
-			!is_int64(text, &number) || number > PG_UINT32_MAX)
+			!outbox_json_is_int64(text, &number) || number > PG_UINT32_MAX)
 			refuse_property(property->name, value, rule);
 	}
 	else
@@ -313,7 +234,7 @@ read_expiration(const KnownProperty *property,
 								  0, PG_UINT32_MAX, rule);
 
 	text = psprintf(INT64_FORMAT, number);
-	built->amqp.expiration = amqp_run(text, strlen(text));
+	built->amqp.expiration = outbox_amqp_run(text, strlen(text));
 }
 
 /*
@@ -419,7 +340,7 @@ read_property(const JsonbValue *key, const JsonbValue *value,
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("unrecognized property \"%s\"", key_text(key)),
+			 errmsg("unrecognized property \"%s\"", outbox_json_key_name(key)),
 			 is_string(key, "message_id") ?
 			 errhint("Use the argument message_id of outbox.enqueue().") :
 			 errhint("Known properties: %s.", known_property_names())));
@@ -449,198 +370,6 @@ read_properties(Jsonb *properties, BuiltProperties *built)
 }
 
 /*
- * Headers
- */
-
-/* Integers stay integers as long as 64 bits hold them. */
-static void
-convert_number(amqp_field_value_t *field, const JsonbValue *value,
-			   const JsonbValue *header)
-{
-	char	   *text = number_text(value);
-
-	if (is_int64(text, &field->value.i64))
-	{
-		field->kind = AMQP_FIELD_KIND_I64;
-		return;
-	}
-
-	field->kind = AMQP_FIELD_KIND_F64;
-	field->value.f64 = strtod(text, NULL);
-	if (isinf(field->value.f64))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("number in header \"%s\" is out of range", key_text(header)),
-				 errdetail("Numbers are sent as 64-bit integers or as double precision.")));
-}
-
-static void
-convert_array(amqp_array_t *array, JsonbContainer *container,
-			  const JsonbValue *header, int depth)
-{
-	JsonbIterator *it = JsonbIteratorInit(container);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-
-	array->num_entries = 0;
-	array->entries = palloc(sizeof(amqp_field_value_t) *
-							Max(JsonContainerSize(container), 1));
-	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_ELEM)
-			convert_value(&array->entries[array->num_entries++], &value,
-						  header, depth);
-	}
-}
-
-static amqp_bytes_t
-header_name(const JsonbValue *key)
-{
-	amqp_bytes_t name = amqp_text(key);
-
-	if (name.len == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("name of a header must not be empty")));
-
-	/* librabbitmq would write the length modulo 256 and all bytes. */
-	if (name.len > SHORT_STRING_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("name of header \"%s\" is too long", key_text(key)),
-				 errdetail("It has %zu bytes in UTF-8, at most %d are possible.",
-						   name.len, SHORT_STRING_MAX)));
-	return name;
-}
-
-/*
- * Append the members of a JSON object to a table that has room for them.
- * `header` is the header they are part of, NULL if they are the headers.
- */
-static void
-convert_members(amqp_table_t *table, JsonbContainer *container,
-				const JsonbValue *header, int depth)
-{
-	JsonbIterator *it = JsonbIteratorInit(container);
-	JsonbIteratorToken token;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
-	{
-		amqp_table_entry_t *entry;
-
-		if (token != WJB_KEY)
-			continue;
-		(void) JsonbIteratorNext(&it, &value, true);
-
-		entry = &table->entries[table->num_entries++];
-		entry->key = header_name(&key);
-		convert_value(&entry->value, &value, header ? header : &key, depth);
-	}
-}
-
-static void
-convert_container(amqp_field_value_t *field, JsonbContainer *container,
-				  const JsonbValue *header, int depth)
-{
-	if (depth > HEADERS_MAX_DEPTH)
-		ereport(ERROR,
-				(errcode(ERRCODE_STATEMENT_TOO_COMPLEX),
-				 errmsg("header \"%s\" is nested too deeply", key_text(header)),
-				 errdetail("Arrays and objects can be nested %d deep.",
-						   HEADERS_MAX_DEPTH)));
-
-	if (JsonContainerIsArray(container))
-	{
-		field->kind = AMQP_FIELD_KIND_ARRAY;
-		convert_array(&field->value.array, container, header, depth);
-		return;
-	}
-
-	field->kind = AMQP_FIELD_KIND_TABLE;
-	field->value.table.num_entries = 0;
-	field->value.table.entries = palloc(sizeof(amqp_table_entry_t) *
-										Max(JsonContainerSize(container), 1));
-	convert_members(&field->value.table, container, header, depth);
-}
-
-/* `depth` counts the arrays and objects that are open around the value. */
-static void
-convert_value(amqp_field_value_t *field, const JsonbValue *value,
-			  const JsonbValue *header, int depth)
-{
-	switch (value->type)
-	{
-		case jbvNull:
-			field->kind = AMQP_FIELD_KIND_VOID;
-			break;
-		case jbvString:
-			field->kind = AMQP_FIELD_KIND_UTF8;
-			field->value.bytes = amqp_text(value);
-			break;
-		case jbvNumeric:
-			convert_number(field, value, header);
-			break;
-		case jbvBool:
-			field->kind = AMQP_FIELD_KIND_BOOLEAN;
-			field->value.boolean = value->val.boolean;
-			break;
-		case jbvBinary:
-			convert_container(field, value->val.binary.data,
-							  header, depth + 1);
-			break;
-		default:
-			elog(ERROR, "unexpected jsonb value type %d", (int) value->type);
-	}
-}
-
-/* RabbitMQ reads CC and BCC as further routing keys and closes the channel if
- * they are anything else. */
-static void
-check_extra_routing_keys(const amqp_table_entry_t *entry)
-{
-	bool		valid = entry->value.kind == AMQP_FIELD_KIND_ARRAY;
-
-	for (int i = 0; valid && i < entry->value.value.array.num_entries; i++)
-	{
-		const amqp_field_value_t *key = &entry->value.value.array.entries[i];
-
-		valid = key->kind == AMQP_FIELD_KIND_UTF8 &&
-			key->value.bytes.len <= SHORT_STRING_MAX;
-	}
-	if (!valid)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("header \"%.*s\" must be an array of strings of at most %d bytes",
-						(int) entry->key.len, (char *) entry->key.bytes,
-						SHORT_STRING_MAX),
-				 errdetail("RabbitMQ takes it for a list of routing keys.")));
-}
-
-/* Rules for headers as such, not for what is inside them. */
-static void
-check_headers(const amqp_table_t *headers)
-{
-	for (int i = 0; i < headers->num_entries; i++)
-	{
-		const amqp_table_entry_t *entry = &headers->entries[i];
-		const char *name = entry->key.bytes;
-		size_t		len = entry->key.len;
-
-		if (len >= strlen(RESERVED_PREFIX) &&
-			memcmp(name, RESERVED_PREFIX, strlen(RESERVED_PREFIX)) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("header names that begin with \"%s\" are reserved",
-							RESERVED_PREFIX)));
-		if ((len == 2 && memcmp(name, "CC", 2) == 0) ||
-			(len == 3 && memcmp(name, "BCC", 3) == 0))
-			check_extra_routing_keys(entry);
-	}
-}
-
-/*
  * The whole
  */
 
@@ -657,23 +386,8 @@ put_message_id(const pg_uuid_t *uuid, BuiltProperties *built)
 		*out++ = hex[uuid->data[i] >> 4];
 		*out++ = hex[uuid->data[i] & 0x0f];
 	}
-	built->amqp.message_id = amqp_run(built->message_id, UUID_TEXT_LEN);
+	built->amqp.message_id = outbox_amqp_run(built->message_id, UUID_TEXT_LEN);
 	built->amqp._flags |= AMQP_BASIC_MESSAGE_ID_FLAG;
-}
-
-static void
-put_user_headers(Jsonb *headers, BuiltProperties *built)
-{
-	amqp_table_t *table = &built->amqp.headers;
-
-	if (!JB_ROOT_IS_OBJECT(headers))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("headers must be a JSON object")));
-
-	table->entries = palloc(sizeof(amqp_table_entry_t) *
-							(JB_ROOT_COUNT(headers) + OWN_HEADERS));
-	convert_members(table, &headers->root, NULL, 0);
 }
 
 /*
@@ -688,14 +402,14 @@ put_own_headers(const OutboxMessage *message, BuiltProperties *built)
 	amqp_table_entry_t *entry;
 
 	entry = &table->entries[table->num_entries++];
-	entry->key = amqp_run("x-outbox-id", strlen("x-outbox-id"));
+	entry->key = outbox_amqp_run("x-outbox-id", strlen("x-outbox-id"));
 	entry->value.kind = AMQP_FIELD_KIND_I64;
 	entry->value.value.i64 = message->id;
 
 	if (message->attempts < 1)
 		return;
 	entry = &table->entries[table->num_entries++];
-	entry->key = amqp_run("x-outbox-attempt", strlen("x-outbox-attempt"));
+	entry->key = outbox_amqp_run("x-outbox-attempt", strlen("x-outbox-attempt"));
 	entry->value.kind = AMQP_FIELD_KIND_I32;
 	entry->value.value.i32 = message->attempts + 1;
 }
@@ -715,16 +429,16 @@ outbox_properties_build(const OutboxMessage *message, bool *mandatory)
 
 	if (message->content_type.data != NULL)
 	{
-		OutboxBytes text = outbox_properties_utf8(message->content_type);
+		OutboxBytes text = outbox_utf8(message->content_type);
 
-		built->amqp.content_type = amqp_run(text.data, text.len);
+		built->amqp.content_type = outbox_amqp_run(text.data, text.len);
 		built->amqp._flags |= AMQP_BASIC_CONTENT_TYPE_FLAG;
 	}
 	put_message_id(&message->message_id, built);
 	if (message->properties != NULL)
 		read_properties(message->properties, built);
 	if (message->headers != NULL)
-		put_user_headers(message->headers, built);
+		outbox_headers_convert(message->headers, &built->amqp.headers, OWN_HEADERS);
 	put_own_headers(message, built);
 
 	*mandatory = built->mandatory;
@@ -797,7 +511,7 @@ outbox_properties_check(const OutboxMessage *message)
 	/* Our own headers are the last. */
 	given = amqp->headers;
 	given.num_entries -= message->attempts < 1 ? 1 : OWN_HEADERS;
-	check_headers(&given);
+	outbox_headers_check(&given);
 
 	/* A content header cannot be split. */
 	size = outbox_amqp_content_header_size(amqp, OUTBOX_AMQP_FRAME_MAX);

@@ -6,7 +6,7 @@
 #ifndef OUTBOX_PROPERTIES_H
 #define OUTBOX_PROPERTIES_H
 
-#include "batch.h"
+#include "message.h"
 
 struct amqp_basic_properties_t_;
 
@@ -26,13 +26,5 @@ extern void outbox_properties_check(const OutboxMessage *message);
  */
 extern struct amqp_basic_properties_t_ *outbox_properties_build(const OutboxMessage *message,
 																bool *mandatory);
-
-/*
- * Text of this database in UTF-8, as all text goes to the broker: exchange and
- * routing key are stored in the database's encoding.  The same pointer comes
- * back if there is nothing to convert; else the result is palloc'ed, and the
- * caller must be in a transaction.
- */
-extern OutboxBytes outbox_properties_utf8(OutboxBytes text);
 
 #endif							/* OUTBOX_PROPERTIES_H */

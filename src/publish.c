@@ -74,7 +74,7 @@ encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
 	properties = outbox_properties_build(message, &mandatory);
 	payload = DatumGetByteaPP(message->payload);
 	if (outbox_amqp_put_publish(output, outbox_broker_frame_max(publisher->broker),
-								outbox_properties_utf8(message->exchange), outbox_properties_utf8(message->routing_key),
+								outbox_utf8(message->exchange), outbox_utf8(message->routing_key),
 								mandatory, properties,
 								VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload)))
 		outbox_batch_sent(publisher->batch, index, output->end - output->start - before);
@@ -92,7 +92,7 @@ send_again(OutboxPublisher *publisher, uint64 index)
 {
 	OutboxEntry *entry = outbox_batch_entry(publisher->batch, index);
 	OutboxMessage message;
-	OutboxFetch *fetch = outbox_cursor_fetch(entry->segment, entry->id, &message);
+	OutboxFetch *fetch = outbox_message_fetch(entry->segment, entry->id, &message);
 
 	if (fetch == NULL)
 	{
@@ -101,7 +101,7 @@ send_again(OutboxPublisher *publisher, uint64 index)
 	}
 	message.attempts = entry->attempts;
 	encode(publisher, index, &message);
-	outbox_cursor_fetch_end(fetch);
+	outbox_message_fetch_end(fetch);
 }
 
 /* Does an earlier message of its key wait in deferred, as recorded? */

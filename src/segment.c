@@ -80,7 +80,7 @@ newest_message(int segment, Snapshot snapshot, int64 *id, TimestampTz *enqueued_
 	OutboxMessage message;
 
 	snprintf(index_name, sizeof(index_name), "message_%d_pkey", segment);
-	index = index_open(outbox_catalog_table(index_name), AccessShareLock);
+	index = outbox_catalog_open_index(index_name);
 	scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
 	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
 	if (HeapTupleIsValid(tuple))

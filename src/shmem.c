@@ -13,7 +13,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 
-#include "batch.h"
+#include "message.h"
 #include "settings.h"
 #include "shmem.h"
 

@@ -39,7 +39,6 @@ typedef struct OutboxSlot
 	bool		absent;			/* last worker found no extension */
 	int			failures;		/* starts in a row that did not last */
 	TimestampTz next_start;		/* not before */
-	TimestampTz started_at;		/* worker */
 	OutboxWorkerState state;
 	TimestampTz connected_since;	/* 0: not connected */
 	TimestampTz last_error_at;	/* 0: none */

@@ -7,11 +7,11 @@
  *		4 durable   flush WAL, wait for standbys               (durable.c)
  *		5 publish   encode into the broker's output            (publish.c)
  *		6 confirm   what the broker answers settles messages   (confirm.c)
- *		7 progress  record what is settled, set aside the rest (progress.c)
+ *		7 progress  record what is settled, set aside the rest (record.c)
  *		8 segment   rotate, empty what is settled              (segment.c)
  *
  *		Each turn of the loop takes every step as far as it goes without waiting, and
- *		then sleeps in the one place where this process sleeps: wait_for_something().
+ *		then sleeps in the one place where this process sleeps: outbox_wait().
  *		No transaction, snapshot or lock is held there, but for the publisher lock,
  *		which ensures that there is one publisher per database whatever the launcher
  *		believes.
@@ -26,43 +26,35 @@
 #include "pgcompat.h"
 
 #include "access/xact.h"
-#include "access/htup_details.h"
 #include "commands/dbcommands.h"
-#include "commands/extension.h"
 #include "mb/pg_wchar.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
-#include "storage/lock.h"
-#include "storage/procsignal.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "catalog.h"
+#include "attach.h"
 #include "confirm.h"
 #include "control.h"
 #include "deferred.h"
 #include "progress.h"
 #include "publish.h"
+#include "record.h"
 #include "report.h"
 #include "segment.h"
 #include "session.h"
 #include "settings.h"
 #include "shmem.h"
+#include "wait.h"
 #include "worker.h"
 
 #define FAREWELL_MS			150		/* wait so long for confirms when told to leave */
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
-#define HEALTHY_MS			30000	/* a start that lasts so long was no failure */
-
-#define PUBLISHER_LOCK_KEY1 0x6f757462	/* "outb" */
-#define PUBLISHER_LOCK_KEY2 0x6f780001
 
 typedef struct Worker
 {
@@ -76,7 +68,6 @@ typedef struct Worker
 	bool		hungry;			/* there may be something to read */
 	bool		leaving;
 	bool		emptying_due;	/* progress was recorded since the last attempt */
-	TimestampTz started_at;
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
@@ -84,120 +75,15 @@ typedef struct Worker
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz next_gate;		/* the gate is shut: look again */
 	int			gate_delay_ms;
-
-	WaitEventSet *wait_set;
-	uint32		wait_generation;
-	uint32		wait_wanted;
-	int			wait_socket_pos;	/* -1: the set has no socket */
 } Worker;
 
 static Worker *worker;
 
-/* ---- the process ---- */
-
-static void
-detach(int code, Datum arg)
-{
-	OutboxSlot *slot = worker->slot;
-
-	LWLockReleaseAll();			/* an error may have come while we held it */
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	if (slot->pid == MyProcPid)
-	{
-		slot->pid = 0;
-		slot->state = OUTBOX_WORKER_STOPPED;
-		slot->connected_since = 0;
-		pg_atomic_write_u64(&slot->in_flight, 0);
-		if (code == 0 || GetCurrentTimestamp() - worker->started_at > HEALTHY_MS * INT64CONST(1000))
-		{
-			slot->failures = 0;
-			slot->next_start = 0;
-		}
-	}
-	LWLockRelease(outbox_shared->lock);
-	outbox_shmem_wake_launcher();
-	if (worker->publisher.broker)
-		outbox_broker_close(worker->publisher.broker);
-}
-
-/* Take the slot of this database; leave if there is no place for this process. */
-static void
-attach(void)
-{
-	OutboxSlot *slot;
-
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	slot = outbox_shmem_find(MyDatabaseId);
-	if (slot == NULL || slot->pid != 0 || slot->quiesced_by != 0)
-	{
-		LWLockRelease(outbox_shared->lock);
-		proc_exit(0);
-	}
-	worker->slot = slot;
-	slot->pid = MyProcPid;
-	slot->procno = outbox_my_procno();
-	slot->announced = false;	/* from here on we see what was announced */
-	slot->looked = false;
-	slot->state = OUTBOX_WORKER_STARTING;
-	slot->started_at = worker->started_at;
-	pg_atomic_write_u32(&slot->reload, 0);
-	LWLockRelease(outbox_shared->lock);
-	before_shmem_exit(detach, (Datum) 0);
-}
-
-/* A session in a template database is in the way of each CREATE DATABASE. */
-static bool
-is_template(void)
-{
-	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
-	bool		result;
-
-	if (!HeapTupleIsValid(tuple))
-		return true;
-	result = ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
-	ReleaseSysCache(tuple);
-	return result;
-}
-
-/* Leave for good unless this database has the extension; tell the launcher. */
-static void
-require_extension(void)
-{
-	bool		present;
-
-	StartTransactionCommand();
-	present = OidIsValid(get_extension_oid("outbox", true)) && !is_template();
-	CommitTransactionCommand();
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	worker->slot->looked = present;
-	worker->slot->absent = !present;
-	LWLockRelease(outbox_shared->lock);
-	if (!present)
-		proc_exit(0);
-	outbox_shmem_wake_launcher();	/* the next database may be looked into */
-}
-
-/*
- * One publisher per database: a lock of the session, held until this process ends.
- * Its key is in the space of advisory locks, but with a fourth field that
- * no SQL function uses.
- */
-static void
-require_publisher_lock(void)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, PUBLISHER_LOCK_KEY1, PUBLISHER_LOCK_KEY2, 3);
-	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
-	{
-		outbox_report_error(worker->slot, "another worker is publishing in this database");
-		proc_exit(1);
-	}
-}
-
 static void
 leave(void)
 {
+	if (worker->publisher.broker)
+		outbox_broker_close(worker->publisher.broker);
 	proc_exit(0);
 }
 
@@ -219,7 +105,7 @@ begin_session(bool writes)
 		case OUTBOX_SESSION_GONE:
 			break;
 	}
-	require_extension();
+	outbox_require_extension();
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("a table of extension \"outbox\" is missing, or is another one than before"),
@@ -337,11 +223,11 @@ publish(void)
 static void
 record_progress(void)
 {
-	TimestampTz due = outbox_progress_due(&worker->recorder);
+	TimestampTz due = outbox_record_due(&worker->recorder);
 
 	if (due == DT_NOEND || (due > worker->now && !worker->leaving) || !begin_session(true))
 		return;
-	if (outbox_progress_record(&worker->recorder, worker->now))
+	if (outbox_record(&worker->recorder, worker->now))
 	{
 		worker->publisher.check_queues = outbox_deferred_has_queues();
 		worker->next_due = worker->now;
@@ -363,7 +249,7 @@ keep_segments(void)
 	pg_atomic_write_u32(&worker->slot->open_segment, open_segment);
 
 	outbox_segment_empty_settled(open_segment);
-	outbox_segment_empty_table(outbox_progress_spare_table(&worker->recorder));
+	outbox_segment_empty_table(outbox_progress_spare_table(&worker->recorder.position));
 	worker->emptying_due = false;
 	worker->next_upkeep = TimestampTzPlusMilliseconds(worker->now, OUTBOX_SEGMENT_INTERVAL_MS);
 }
@@ -480,7 +366,7 @@ next_deadline(void)
 	TimestampTz deadline = worker->next_poll;
 
 #define NO_LATER_THAN(moment) (deadline = Min(deadline, (moment)))
-	NO_LATER_THAN(outbox_progress_due(&worker->recorder));
+	NO_LATER_THAN(outbox_record_due(&worker->recorder));
 	if (worker->emptying_due)
 		NO_LATER_THAN(worker->next_upkeep);
 	if (may_read_on())
@@ -499,7 +385,6 @@ next_deadline(void)
 static void
 follow_clock(TimestampTz back)
 {
-	worker->started_at -= back;
 	worker->next_poll -= back;
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
@@ -508,56 +393,14 @@ follow_clock(TimestampTz back)
 	worker->next_due = 0;		/* of the database's time, not ours */
 }
 
-/* A wait event set cannot forget a socket: make a new one for each. */
-static void
-prepare_wait_set(void)
-{
-	OutboxBroker *broker = worker->publisher.broker;
-	uint32		wanted = outbox_broker_wanted(broker);
-	uint32		generation = outbox_broker_generation(broker);
-	pgsocket	sock = outbox_broker_socket(broker);
-	bool		has_socket = sock != PGINVALID_SOCKET && wanted != 0;
-
-	if (worker->wait_set && generation == worker->wait_generation &&
-		has_socket == (worker->wait_socket_pos >= 0))
-	{
-		if (has_socket && wanted != worker->wait_wanted)
-			ModifyWaitEvent(worker->wait_set, worker->wait_socket_pos, wanted, NULL);
-		worker->wait_wanted = wanted;
-		return;
-	}
-	if (worker->wait_set)
-		FreeWaitEventSet(worker->wait_set);
-	worker->wait_set = outbox_create_wait_event_set(3);
-	AddWaitEventToSet(worker->wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-	AddWaitEventToSet(worker->wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	worker->wait_socket_pos = !has_socket ? -1 :
-		AddWaitEventToSet(worker->wait_set, wanted, sock, NULL, NULL);
-	worker->wait_generation = generation;
-	worker->wait_wanted = wanted;
-}
-
-/* The one place where this process sleeps. */
+/* Sleep, unless there is something to publish, until `deadline` or an event. */
 static void
 wait_for_something(TimestampTz deadline)
 {
-	static uint32 wait_event = 0;
-	WaitEvent	events[3];
-	long		timeout;
-	int			count;
 	TimestampTz now;
 
-	if (wait_event == 0)
-		wait_event = outbox_wait_event("OutboxWorkerMain");
-	prepare_wait_set();
-	timeout = can_publish() ? 0 :
-		TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-	count = WaitEventSetWait(worker->wait_set, timeout, events, lengthof(events), wait_event);
-	for (int i = 0; i < count; i++)
-	{
-		if (events[i].events & WL_LATCH_SET)
-			ResetLatch(MyLatch);
-	}
+	outbox_wait(worker->publisher.broker, can_publish() ? 0 :
+				TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
 	now = GetCurrentTimestamp();
 	if (now < worker->now)
 		follow_clock(worker->now - now);
@@ -627,7 +470,8 @@ begin_where_recorded(void)
 	read_control();
 	worker->recorder.batch = publisher->batch;
 	worker->recorder.cursor = publisher->cursor;
-	outbox_progress_start(&worker->recorder, &progress);
+	worker->recorder.position.number = progress.number;
+	worker->recorder.position.table = progress.table;
 	worker->open_segment = outbox_segment_find_open();
 	pg_atomic_write_u32(&worker->slot->open_segment, worker->open_segment);
 	snprintf(name, sizeof(name), "outbox/%s", get_database_name(MyDatabaseId));
@@ -643,9 +487,9 @@ begin_where_recorded(void)
 static void
 run(void)
 {
-	attach();
-	require_extension();
-	require_publisher_lock();
+	worker->slot = outbox_attach();
+	outbox_require_extension();
+	outbox_require_publisher_lock();
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	outbox_session_init();
 	begin_where_recorded();
@@ -672,7 +516,6 @@ outbox_worker_main(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 	worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
-	worker->started_at = GetCurrentTimestamp();
 
 	PG_TRY();
 	{

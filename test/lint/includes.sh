@@ -26,7 +26,7 @@ only 'includes a header of librabbitmq' \
 	"$include(rabbitmq-c/)?(amqp|amqp_framing|amqp_tcp_socket|amqp_ssl_socket)\.h" \
 	amqp_headers.h
 only 'includes amqp_headers.h' "${include}amqp_headers\.h" \
-	amqp_encode.c properties.c
+	amqp_encode.c json_scalar.h headers.h properties.c
 
 # its calls that wait for the network wait without end
 only 'calls a function of librabbitmq that blocks' \
@@ -37,9 +37,9 @@ only 'includes OpenSSL' "${include}openssl/" \
 
 # SQL from C: the storage files
 only 'includes executor/spi.h' "${include}executor/spi\.h" \
-	query.h query.c session.c control.c
+	query.h control.c
 only 'includes query.h' "${include}query\.h" \
-	query.c cursor.c progress.c segment.c deferred.c dead_letter.c control.c inspect.c held.c launcher.c
+	query.c deferred.c dead_letter.c control.c
 
 only 'says PG_VERSION_NUM' 'PG_VERSION_NUM' \
 	pgcompat.h
