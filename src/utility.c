@@ -15,6 +15,7 @@
 #include "pgcompat.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
@@ -48,6 +49,24 @@ database_option(List *options, const char *name)
 	return NULL;
 }
 
+/* The attribute CREATEDB; core has a function for it in some minor releases only. */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple;
+	bool		result = superuser();
+
+	if (result)
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (HeapTupleIsValid(tuple))
+	{
+		result = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
 /* What CREATE DATABASE asks of who makes a copy. */
 static bool
 may_copy(Oid dboid)
@@ -55,7 +74,7 @@ may_copy(Oid dboid)
 	HeapTuple	tuple;
 	bool		is_template = false;
 
-	if (!have_createdb_privilege())
+	if (!may_create_databases())
 		return false;
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(dboid));
 	if (HeapTupleIsValid(tuple))
