@@ -156,8 +156,12 @@ outbox_broker_violation(OutboxBroker *broker, const char *why)
 void
 outbox_broker_fail(OutboxBroker *broker, const char *why)
 {
-	if (broker->state >= OUTBOX_BROKER_RESOLVING)
-		outbox_broker_violation(broker, why);
+	if (broker->state < OUTBOX_BROKER_RESOLVING)
+		return;
+	outbox_buffer_reset(&broker->input);
+	broker->ending = false;
+	outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0, "left RabbitMQ at \"%s\": %s",
+					  broker->endpoint, why);
 }
 
 /* Forget the connection, not the settings nor the history of failures. */

@@ -91,8 +91,8 @@ extern TimestampTz outbox_broker_deadline(const OutboxBroker *broker);
 /* A new number with each socket, so that the wait knows when to be rebuilt. */
 extern uint32 outbox_broker_generation(const OutboxBroker *broker);
 
-/* The peer broke the protocol in a way only the caller can see (an ack for a tag
- * never sent): end the connection; LOST follows. `why` is copied. */
+/* The connection is of no use, in a way only the caller can see (an ack for a tag
+ * never sent, no ack at all): end it; LOST follows.  `why` is copied. */
 extern void outbox_broker_fail(OutboxBroker *broker, const char *why);
 
 /* Close the socket at once, waiting for nothing.  Safe at any time, also at exit.

@@ -54,12 +54,12 @@ apply_answer(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *ta
 	if (event->multiple && last == 0)
 		last = batch->next_tag - 1; /* "all so far" */
 	if (last >= batch->next_tag)
-		return "RabbitMQ confirmed a message that was never sent to it";
+		return "it confirmed a message that was never sent to it";
 	if (!event->multiple)
 	{
 		index = outbox_batch_in_flight(batch, last);
 		if (index == OUTBOX_NO_ENTRY)
-			return "RabbitMQ confirmed a message twice";
+			return "it confirmed a message twice";
 		settle_answered(batch, index, ack, tally);
 		return NULL;
 	}
@@ -93,7 +93,7 @@ apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
 		entry->error = MemoryContextStrdup(batch->context, words);
 		return NULL;
 	}
-	return "RabbitMQ returned a message that was never sent to it";
+	return "it returned a message that was never sent to it";
 }
 
 /* The oldest message in flight, OUTBOX_NO_ENTRY if none is. */

@@ -177,9 +177,10 @@ static const IntSetting int_settings[] = {
 	{
 		"outbox.confirm_timeout", &outbox_confirm_timeout,
 		60000, 100, ONE_DAY_MS, GUC_UNIT_MS,
-		"Sets how long the broker may take to confirm a message.",
-		"After that its destination is treated as stalled, and messages to it "
-		"are set aside so that others keep their speed."
+		"Sets how long the broker may answer nothing while messages are in flight.",
+		"After that the connection is given up, and what is not confirmed is "
+		"sent again on a new one. Time during which the broker blocks "
+		"publishing does not count."
 	},
 	{
 		"outbox.max_attempts", &outbox_max_attempts,

@@ -71,6 +71,7 @@ typedef struct Worker
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
+	TimestampTz answered_at;	/* the broker last answered, or had nothing to answer */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz next_gate;		/* the gate is shut: look again */
@@ -126,6 +127,40 @@ fit_encoding(char *text)
 	}
 }
 
+/* When the broker has been silent for too long, DT_NOEND if it owes no answer. */
+static TimestampTz
+answer_deadline(void)
+{
+	OutboxBroker *broker = worker->publisher.broker;
+
+	if (worker->publisher.batch->in_flight == 0 || outbox_broker_blocked(broker) ||
+		outbox_broker_state(broker) != OUTBOX_BROKER_READY ||
+		worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
+		return DT_NOEND;
+	return TimestampTzPlusMilliseconds(worker->answered_at, outbox_confirm_timeout);
+}
+
+/*
+ * A broker that is there but confirms nothing: a queue without its majority stops
+ * the confirms of the whole connection.  A new one at least starts afresh, perhaps
+ * with another node.
+ */
+static void
+watch_answers(bool answered)
+{
+	char		why[128];
+
+	if (answered || answer_deadline() == DT_NOEND)
+		worker->answered_at = worker->now;
+	if (answer_deadline() > worker->now)
+		return;
+	snprintf(why, sizeof(why), "it has confirmed nothing for %d s with %d messages in flight",
+			 (int) ((worker->now - worker->answered_at) / USECS_PER_SEC),
+			 worker->publisher.batch->in_flight);
+	outbox_broker_fail(worker->publisher.broker, why);
+	worker->answered_at = worker->now;
+}
+
 static void
 take_events(void)
 {
@@ -145,6 +180,7 @@ take_events(void)
 			outbox_broker_fail(publisher->broker, nonsense);
 	}
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
+	watch_answers(tally.confirmed + tally.returned + tally.nacked > 0);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -375,6 +411,7 @@ next_deadline(void)
 	if (worker->locked_until > worker->now)
 		deadline = worker->locked_until;
 	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
+	NO_LATER_THAN(answer_deadline());
 	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		NO_LATER_THAN(worker->next_gate);
 #undef NO_LATER_THAN
@@ -389,6 +426,7 @@ follow_clock(TimestampTz back)
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
 	worker->next_gate -= back;
+	worker->answered_at -= back;
 	worker->recorder.recorded_at -= back;
 	worker->next_due = 0;		/* of the database's time, not ours */
 }
