@@ -7,9 +7,16 @@
 #ifndef AMQP_CLIENT_H
 #define AMQP_CLIENT_H
 
+/* 0.12 and later have them in a directory of their own. */
+#if defined(__has_include) && __has_include(<rabbitmq-c/amqp.h>)
+#include <rabbitmq-c/amqp.h>
+#include <rabbitmq-c/framing.h>
+#include <rabbitmq-c/tcp_socket.h>
+#else
 #include <amqp.h>
 #include <amqp_framing.h>
 #include <amqp_tcp_socket.h>
+#endif
 
 #include <stdbool.h>
 #include <stdint.h>
