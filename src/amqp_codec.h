@@ -2,10 +2,11 @@
  * amqp_codec.h
  *		AMQP 0-9-1 to and from bytes, without any I/O.
  *
- *		amqp_encode.c writes what we send, with librabbitmq.  amqp_decode.c reads
- *		what the broker sends, by hand: a dozen methods of fixed shape, each length
- *		checked before it is believed.  It uses neither PostgreSQL nor librabbitmq,
- *		allocates nothing and cannot raise, so it can be fuzzed alone.
+ *		amqp_encode.c writes what we send, with librabbitmq. amqp_decode.c
+ *		reads what the broker sends, by hand: a dozen methods of fixed shape,
+ *		each length checked before it is believed. It uses neither PostgreSQL
+ *		nor librabbitmq, allocates nothing and cannot raise, so it can be
+ *		fuzzed alone.
  */
 #ifndef OUTBOX_AMQP_CODEC_H
 #define OUTBOX_AMQP_CODEC_H
@@ -88,8 +89,8 @@ extern void outbox_amqp_printable(char *dst, size_t size, const void *src, size_
 /*
  * ---- what we send (amqp_encode.c) ----
  *
- * Declared as soon as buffer.h and message.h have been included, so that the decoder
- * above can do without them, and whatever the order of the includes.
+ * Declared as soon as buffer.h and message.h have been included, so that the
+ * decoder above can do without them, and whatever the order of the includes.
  */
 #if defined(OUTBOX_BUFFER_H) && defined(OUTBOX_MESSAGE_H) && \
 	!defined(OUTBOX_AMQP_ENCODE_DECLARED)

@@ -2,15 +2,16 @@
  * amqp_decode.c
  *		One frame of what the broker sends, from bytes to OutboxFrame.
  *
- *		The broker's answers pass through here on their way to confirm.c.  The
- *		bytes come from the network and are believed in nothing: every length is
- *		checked against the frame before it is used, and the frame against the
- *		negotiated limit before it is waited for.
+ *		The broker's answers pass through here on their way to confirm.c. The
+ *		bytes come from the network and are believed in nothing: every length
+ *		is checked against the frame before it is used, and the frame against
+ *		the negotiated limit before it is waited for.
  *
- *		By hand rather than with librabbitmq, because all versions up to 0.17 can be
- *		made to read or write out of bounds by a hostile peer, and 0.18 is in no
- *		stable distribution; and because a dozen methods of fixed shape are
- *		little.  Never here: PostgreSQL, librabbitmq, allocation, recursion, I/O.
+ *		By hand rather than with librabbitmq, because all versions up to 0.17
+ *		can be made to read or write out of bounds by a hostile peer, and 0.18
+ *		is in no stable distribution; and because a dozen methods of fixed
+ *		shape are little. Never here: PostgreSQL, librabbitmq, allocation,
+ *		recursion, I/O.
  */
 #include <string.h>
 
@@ -361,8 +362,8 @@ field_integer(uint8_t kind, const uint8_t *at, int64_t *value)
 }
 
 /*
- * Look for x-outbox-id among the headers.  Nested tables, arrays and strings are
- * skipped by their length, so depth costs nothing.
+ * Look for x-outbox-id among the headers. Nested tables, arrays and strings
+ * are skipped by their length, so depth costs nothing.
  */
 static bool
 decode_headers(Cursor *table, OutboxFrame *frame)

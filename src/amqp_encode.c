@@ -1,12 +1,12 @@
 /*
  * amqp_encode.c
- *		Everything we send to the broker, written as whole frames behind `end` of a
- *		buffer: the handshake, the channel, and each message of a batch.
+ *		Everything we send to the broker, written as whole frames behind `end`
+ *		of a buffer: the handshake, the channel, and each message of a batch.
  *
  *		librabbitmq serves as a codec only: amqp_encode_method and
- *		amqp_encode_properties are pure functions from a structure to bytes.  Never
- *		here: an amqp_connection_state_t, or any call of the library that does I/O
- *		(they wait without a deadline and ignore signals).
+ *		amqp_encode_properties are pure functions from a structure to bytes.
+ *		Never here: an amqp_connection_state_t, or any call of the library that
+ *		does I/O (they wait without a deadline and ignore signals).
  *
  *		On entry names are at most 255 bytes (enqueue() saw to that), user and
  *		password within the limits of uri.h.  `sendable` is never touched.
@@ -56,9 +56,9 @@ put_prefix(char *at, int type, int channel, size_t size)
 }
 
 /*
- * Write a method frame to `at`, where `room` bytes are free; returns its length.
- * That it fits was made sure by the caller, so a failure is our mistake; 0 is
- * then returned and nothing sent, for this may not raise.
+ * Write a method frame to `at`, where `room` bytes are free; returns its
+ * length. That it fits was made sure by the caller, so a failure is our
+ * mistake; 0 is then returned and nothing sent, for this may not raise.
  */
 static size_t
 method_frame(char *at, size_t room, int channel, amqp_method_number_t method,
@@ -284,8 +284,8 @@ body_frame(char *at, const char *body, size_t len)
 }
 
 /*
- * All frames are written before `end` moves, so that a header that turns out too
- * large leaves no basic.publish without content behind.
+ * All frames are written before `end` moves, so that a header that turns out
+ * too large leaves no basic.publish without content behind.
  */
 bool
 outbox_amqp_put_publish(OutboxBuffer *buffer, uint32_t frame_max,

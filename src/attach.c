@@ -1,14 +1,16 @@
 /*
  * attach.c
- *		The worker's place among the processes: its slot in shared memory, the question
- *		whether there is anything for it to do in this database, and the lock which
- *		ensures that it is the only publisher there, whatever the launcher believes.
+ *		The worker's place among the processes: its slot in shared memory, the
+ *		question whether there is anything for it to do in this database, and
+ *		the lock which ensures that it is the only publisher there, whatever
+ *		the launcher believes.
  *
- *		Called once each, in this order, at the start of the worker; each may end the
- *		process.  On exit the slot is given back, and the launcher told.
+ *		Called once each, in this order, at the start of the worker; each may
+ *		end the process. On exit the slot is given back, and the launcher told.
  *
- *		Must agree: launcher.c, which counts each start as a failure in advance; the
- *		worker takes that back if it has lasted or leaves in order.
+ *		Must agree: launcher.c, which counts each start as a failure in
+ *		advance; the worker takes that back if it has lasted or leaves in
+ *		order.
  */
 #include "pgcompat.h"
 
@@ -113,9 +115,9 @@ outbox_require_extension(void)
 }
 
 /*
- * One publisher per database: a lock of the session, held until this process ends.
- * Its key is in the space of advisory locks, but with a fourth field that
- * no SQL function uses.
+ * One publisher per database: a lock of the session, held until this process
+ * ends. Its key is in the space of advisory locks, but with a fourth field
+ * that no SQL function uses.
  */
 void
 outbox_require_publisher_lock(void)

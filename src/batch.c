@@ -2,23 +2,24 @@
  * batch.c
  *		Owns the batch: all messages that were read and not yet recorded.
  *
- *		An entry is appended when its message is read (publish.c), gets a delivery
- *		tag when it is sent, is settled when the broker has answered (confirm.c),
- *		and leaves when its fate is recorded (progress.c).  It leaves in the order it
- *		was read, so what is recorded is always a prefix.
+ *		An entry is appended when its message is read (publish.c), gets a
+ *		delivery tag when it is sent, is settled when the broker has answered
+ *		(confirm.c), and leaves when its fate is recorded (progress.c). It
+ *		leaves in the order it was read, so what is recorded is always a
+ *		prefix.
  *
- *		Delivery tags count from 1 on each channel.  A tag leads to its entry by
- *		published[].  While the entry of the lowest tag in flight stays, the ring can
- *		move on by less than its size, so the tags in flight span less than twice
- *		that.
+ *		Delivery tags count from 1 on each channel. A tag leads to its entry by
+ *		published[]. While the entry of the lowest tag in flight stays, the
+ *		ring can move on by less than its size, so the tags in flight span less
+ *		than twice that.
  *
  *		Ordering keys: an entry is sent when it has one of the
- *		outbox.in_flight_per_key turns of its key; the others wait in a list of the
- *		key and get the turns of those that are confirmed.  If one is refused, all
- *		that wait are settled as OUTBOX_BEHIND, and so is whatever is read of that
- *		key until the table deferred, which then knows of the key, has been written.
- *		A key of which too many wait sends the rest there as well: it shall not fill
- *		the ring for all others.
+ *		outbox.in_flight_per_key turns of its key; the others wait in a list of
+ *		the key and get the turns of those that are confirmed. If one is
+ *		refused, all that wait are settled as OUTBOX_BEHIND, and so is whatever
+ *		is read of that key until the table deferred, which then knows of the
+ *		key, has been written. A key of which too many wait sends the rest
+ *		there as well: it shall not fill the ring for all others.
  *
  *		Nothing here waits, sends or reads; nothing raises but out of memory.
  */

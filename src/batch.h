@@ -1,8 +1,8 @@
 /*
  * batch.h
- *		The noun in which the steps of a message's path meet: the batch, which is
- *		every message that was read from storage and whose fate is not yet recorded
- *		in progress.
+ *		The noun in which the steps of a message's path meet: the batch, which
+ *		is every message that was read from storage and whose fate is not yet
+ *		recorded in progress.
  */
 #ifndef OUTBOX_BATCH_H
 #define OUTBOX_BATCH_H

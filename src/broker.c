@@ -1,6 +1,7 @@
 /*
  * broker.c
- *		The connection to RabbitMQ: its settings, its end, and what the worker may ask.
+ *		The connection to RabbitMQ: its settings, its end, and what the worker
+ *		may ask.
  *
  *		One state machine, driven by outbox_broker_turn() in broker_turn.c:
  *
@@ -9,12 +10,13 @@
  *			   +----------+-------------+------------+-----------+  +-------+
  *			         lost: reported once, in any state         channel closed
  *
- *		Messages pass through READY only.  Every other state has a deadline, and every
- *		socket operation is one that does not wait: between two turns the worker
- *		sleeps on its latch, and is never away from it for longer than a turn takes.
+ *		Messages pass through READY only. Every other state has a deadline, and
+ *		every socket operation is one that does not wait: between two turns the
+ *		worker sleeps on its latch, and is never away from it for longer than a
+ *		turn takes.
  *
- *		Never here: ereport, elog, or palloc in a place where an error would leave
- *		the machine between two states; a password in a text.
+ *		Never here: ereport, elog, or palloc in a place where an error would
+ *		leave the machine between two states; a password in a text.
  */
 #include "pgcompat.h"
 
@@ -120,8 +122,9 @@ outbox_broker_configure(OutboxBroker *broker)
 }
 
 /*
- * The connection, or the attempt, has ended.  The first reason counts.  The state
- * remains until what had arrived before is taken; see outbox_broker_decode().
+ * The connection, or the attempt, has ended. The first reason counts. The
+ * state remains until what had arrived before is taken; see
+ * outbox_broker_decode().
  */
 void
 outbox_broker_end(OutboxBroker *broker, OutboxLoss loss, uint16 code,
@@ -181,8 +184,8 @@ forget_connection(OutboxBroker *broker)
 }
 
 /*
- * Doubling delays, each varied by a quarter up or down so that the workers of many
- * databases do not all come at once to a broker that has just started.
+ * Doubling delays, each varied by a quarter up or down so that the workers of
+ * many databases do not all come at once to a broker that has just started.
  */
 static TimestampTz
 backoff(OutboxBroker *broker)

@@ -1,8 +1,8 @@
 /*
  * broker.h
- *		The connection to RabbitMQ as the worker sees it: one state machine that is
- *		driven by outbox_broker_turn(), never blocks, never raises, and reports
- *		what happened as events.
+ *		The connection to RabbitMQ as the worker sees it: one state machine
+ *		that is driven by outbox_broker_turn(), never blocks, never raises, and
+ *		reports what happened as events.
  */
 #ifndef OUTBOX_BROKER_H
 #define OUTBOX_BROKER_H
@@ -53,16 +53,17 @@ typedef struct OutboxBroker OutboxBroker;
 extern OutboxBroker *outbox_broker_create(MemoryContext parent, const char *connection_name);
 
 /*
- * Read outbox.uri and outbox.passfile again.  A connection that no longer
- * matches the settings is closed, which is reported as LOST; where there is none
- * the next turn begins an attempt, whatever the backoff.
+ * Read outbox.uri and outbox.passfile again. A connection that no longer
+ * matches the settings is closed, which is reported as LOST; where there is
+ * none the next turn begins an attempt, whatever the backoff.
  */
 extern void outbox_broker_configure(OutboxBroker *broker);
 
 /*
  * One turn: carry every pending step as far as it goes without waiting: name
- * look-up, connect, handshake, read, write, heartbeats, time-outs.  Reading stops
- * early while events are waiting to be taken.  `now` comes from GetCurrentTimestamp().
+ * look-up, connect, handshake, read, write, heartbeats, time-outs. Reading
+ * stops early while events are waiting to be taken. `now` comes from
+ * GetCurrentTimestamp().
  */
 extern void outbox_broker_turn(OutboxBroker *broker, TimestampTz now);
 

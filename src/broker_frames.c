@@ -1,13 +1,13 @@
 /*
  * broker_frames.c
- *		What the broker sends, frame by frame, as events: the way back of a message,
- *		from the socket to confirm.c.
+ *		What the broker sends, frame by frame, as events: the way back of a
+ *		message, from the socket to confirm.c.
  *
- *		Frames are decoded where they were read, one at a time and only when asked
- *		for, so that any number of acks needs neither queue nor memory.  On entry
- *		`input` holds bytes in the order of arrival, perhaps with part of a frame at
- *		the end.  The broker is not trusted: a frame that does not fit the state of
- *		the connection ends it, and nothing else.
+ *		Frames are decoded where they were read, one at a time and only when
+ *		asked for, so that any number of acks needs neither queue nor memory.
+ *		On entry `input` holds bytes in the order of arrival, perhaps with part
+ *		of a frame at the end. The broker is not trusted: a frame that does not
+ *		fit the state of the connection ends it, and nothing else.
  */
 #include "pgcompat.h"
 
@@ -80,9 +80,9 @@ connection_close(OutboxBroker *broker, const OutboxFrame *frame)
 }
 
 /*
- * The broker rejected a message and with it the channel.  What must be kept apart,
- * in this order: the rest of a message it is still assembling, our close-ok, the
- * new channel, and only then new messages; see broker_output.c.
+ * The broker rejected a message and with it the channel. What must be kept
+ * apart, in this order: the rest of a message it is still assembling, our
+ * close-ok, the new channel, and only then new messages; see broker_output.c.
  */
 static bool
 channel_close(OutboxBroker *broker, const OutboxFrame *frame,

@@ -1,12 +1,12 @@
 /*
  * broker_handshake.c
- *		From the protocol header to the first moment a message may be published:
- *		login, tune, open, channel, confirm mode.  Also run in part for a channel
- *		that is opened again.
+ *		From the protocol header to the first moment a message may be
+ *		published: login, tune, open, channel, confirm mode. Also run in part
+ *		for a channel that is opened again.
  *
- *		Each function answers one frame of the broker by appending to `control`; who
- *		sends it is broker_output.c.  Never here: a password in a text, or left
- *		behind in memory.
+ *		Each function answers one frame of the broker by appending to
+ *		`control`; who sends it is broker_output.c. Never here: a password in a
+ *		text, or left behind in memory.
  */
 #include "pgcompat.h"
 
@@ -79,8 +79,8 @@ answer_start(OutboxBroker *broker, const OutboxFrame *frame)
 }
 
 /*
- * Agree on limits.  The broker's heartbeat of 0 leaves the choice to us, ours of
- * 0 turns heartbeats off on both sides.
+ * Agree on limits. The broker's heartbeat of 0 leaves the choice to us, ours
+ * of 0 turns heartbeats off on both sides.
  */
 static void
 answer_tune(OutboxBroker *broker, const OutboxFrame *frame)
@@ -108,8 +108,9 @@ answer_tune(OutboxBroker *broker, const OutboxFrame *frame)
 }
 
 /*
- * Heartbeats tell a dead broker from one that is alive but does not read, which
- * TCP_USER_TIMEOUT does not: where there are heartbeats, it is turned off.
+ * Heartbeats tell a dead broker from one that is alive but does not read,
+ * which TCP_USER_TIMEOUT does not: where there are heartbeats, it is turned
+ * off.
  */
 static void
 answer_open_ok(OutboxBroker *broker)

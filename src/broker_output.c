@@ -2,30 +2,33 @@
  * broker_output.c
  *		The order in which bytes go to the broker.
  *
- *		There are two buffers.  `data` holds the messages that the caller appended:
- *		whole messages, each a basic.publish frame, a content header frame and body
- *		frames; those behind `sendable` may wait for the durability gate for as long
- *		as a standby is away.  `control` holds what the connection itself has to say:
- *		handshake, heartbeat, flow-ok, close-ok; it may never wait for the gate, so it
- *		has a buffer of its own, without a mark.
+ *		There are two buffers. `data` holds the messages that the caller
+ *		appended: whole messages, each a basic.publish frame, a content header
+ *		frame and body frames; those behind `sendable` may wait for the
+ *		durability gate for as long as a standby is away. `control` holds what
+ *		the connection itself has to say: handshake, heartbeat, flow-ok,
+ *		close-ok; it may never wait for the gate, so it has a buffer of its
+ *		own, without a mark.
  *
- *		The rule: control goes out only between messages, and while control waits, no
- *		new message is begun.  Why between messages and not just between frames:
- *		RabbitMQ assembles a publish frame by frame and answers channel.close-ok in
- *		its midst with a connection error (505 UNEXPECTED_FRAME), also on a channel
- *		that it is about to close.  Why this delays nothing that matters: `sendable`
- *		lies between messages as well, so that the rest of a begun message never waits
- *		for the gate, only for the socket; and while bytes of it move they tell
- *		the broker as much as a heartbeat would ("any sent octet is a valid
- *		substitute"), and while none move no heartbeat would either.
+ *		The rule: control goes out only between messages, and while control
+ *		waits, no new message is begun. Why between messages and not just
+ *		between frames: RabbitMQ assembles a publish frame by frame and answers
+ *		channel.close-ok in its midst with a connection error (505
+ *		UNEXPECTED_FRAME), also on a channel that it is about to close. Why
+ *		this delays nothing that matters: `sendable` lies between messages as
+ *		well, so that the rest of a begun message never waits for the gate,
+ *		only for the socket; and while bytes of it move they tell the broker as
+ *		much as a heartbeat would ("any sent octet is a valid substitute"), and
+ *		while none move no heartbeat would either.
  *
- *		Where a message ends is read from the bytes themselves: frame_left counts down
- *		the frame in progress, and a message ends where the next frame is a method
- *		frame or where there is none.
+ *		Where a message ends is read from the bytes themselves: frame_left
+ *		counts down the frame in progress, and a message ends where the next
+ *		frame is a method frame or where there is none.
  *
- *		Invariants: frame_left is 0 or the exact rest of the frame that begins before
- *		data.start; a partly sent control frame implies that data is between messages,
- *		for it was when the frame began and nothing of data was sent since.
+ *		Invariants: frame_left is 0 or the exact rest of the frame that begins
+ *		before data.start; a partly sent control frame implies that data is
+ *		between messages, for it was when the frame began and nothing of data
+ *		was sent since.
  */
 #include "pgcompat.h"
 
@@ -143,8 +146,8 @@ data_sent(OutboxBroker *broker, size_t len)
 }
 
 /*
- * Send what may go and the socket takes.  Returns false if the stream has ended,
- * with the reason in transport.error.
+ * Send what may go and the socket takes. Returns false if the stream has
+ * ended, with the reason in transport.error.
  */
 bool
 outbox_broker_send(OutboxBroker *broker)
@@ -181,9 +184,10 @@ outbox_broker_send(OutboxBroker *broker)
 }
 
 /*
- * The channel is closed: of the messages not yet sent, only the rest of one that
- * was begun still goes out, since the broker is assembling it; it will ignore it.
- * A message sent behind our close-ok would be an error of the connection.
+ * The channel is closed: of the messages not yet sent, only the rest of one
+ * that was begun still goes out, since the broker is assembling it; it will
+ * ignore it. A message sent behind our close-ok would be an error of the
+ * connection.
  */
 void
 outbox_broker_drop_unsent(OutboxBroker *broker)

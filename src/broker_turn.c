@@ -1,11 +1,13 @@
 /*
  * broker_turn.c
- *		One turn of the connection to RabbitMQ: each state's step, without waiting.
+ *		One turn of the connection to RabbitMQ: each state's step, without
+ *		waiting.
  *
- *		From a wish to be connected to bytes that move; what the bytes of a batch are
- *		and which of them may go is broker_output.c.  On entry `now` is the time, and it
- *		stays the same for the whole turn.  A step either leaves the state, or leaves
- *		something to wait for: the socket or outbox_broker_deadline().
+ *		From a wish to be connected to bytes that move; what the bytes of a
+ *		batch are and which of them may go is broker_output.c. On entry `now`
+ *		is the time, and it stays the same for the whole turn. A step either
+ *		leaves the state, or leaves something to wait for: the socket or
+ *		outbox_broker_deadline().
  *
  *		Never here: a call that waits, ereport, palloc.
  */
@@ -130,8 +132,8 @@ stream_ended(OutboxBroker *broker)
 }
 
 /*
- * Read what there is, up to the size of the buffer.  Returns false if nothing was
- * tried, since the events in the buffer have not been taken.
+ * Read what there is, up to the size of the buffer. Returns false if nothing
+ * was tried, since the events in the buffer have not been taken.
  */
 static bool
 read_input(OutboxBroker *broker)

@@ -2,13 +2,13 @@
  * buffer.c
  *		The run of bytes between a batch and the socket.
  *
- *		Encoders append whole frames at `end`, the durability gate moves `sendable`,
- *		the broker connection sends from `start`.  On entry start <= sendable <= end
- *		<= size holds, always.  Nothing here may raise anything but "out of memory",
- *		and nothing here knows what the bytes mean.
+ *		Encoders append whole frames at `end`, the durability gate moves
+ *		`sendable`, the broker connection sends from `start`. On entry start <=
+ *		sendable <= end <= size holds, always. Nothing here may raise anything
+ *		but "out of memory", and nothing here knows what the bytes mean.
  *
- *		reserve() may move the content to the front, so positions kept by a caller
- *		across it are worthless; distances from `end` stay right.
+ *		reserve() may move the content to the front, so positions kept by a
+ *		caller across it are worthless; distances from `end` stay right.
  */
 #include "pgcompat.h"
 

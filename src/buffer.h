@@ -1,12 +1,13 @@
 /*
  * buffer.h
- *		A growing run of bytes with a mark: what lies before `sendable` may go to
- *		the socket, what lies behind it waits for the durability gate.
+ *		A growing run of bytes with a mark: what lies before `sendable` may go
+ *		to the socket, what lies behind it waits for the durability gate.
  *
  *		data[start .. sendable) may be sent, data[sendable .. end) may not yet.
  *
  *		reserve() and sending move the content inside the allocation: to mark a
- *		place, remember its distance from `end`, or set `sendable` to `end` at once.
+ *		place, remember its distance from `end`, or set `sendable` to `end` at
+ *		once.
  */
 #ifndef OUTBOX_BUFFER_H
 #define OUTBOX_BUFFER_H

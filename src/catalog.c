@@ -79,8 +79,8 @@ outbox_catalog_open_index(const char *name)
 }
 
 /*
- * Indexes on expressions, partial and exclusion indexes need an executor; without
- * one they would be filled wrongly, or crash the server.
+ * Indexes on expressions, partial and exclusion indexes need an executor;
+ * without one they would be filled wrongly, or crash the server.
  */
 void
 outbox_catalog_insert(Relation rel, HeapTuple tuple)

@@ -1,6 +1,6 @@
 /*
  * catalog.h
- *		Our tables as C sees them: names, column numbers, OIDs.  Must agree with
+ *		Our tables as C sees them: names, column numbers, OIDs. Must agree with
  *		sql/outbox.sql.
  */
 #ifndef OUTBOX_CATALOG_H
@@ -33,8 +33,8 @@
 
 /*
  * OIDs are looked up by name each time (the catalog caches make that cheap),
- * so DROP EXTENSION followed by CREATE EXTENSION needs no invalidation of ours.
- * Each returns InvalidOid if the extension is not there.
+ * so DROP EXTENSION followed by CREATE EXTENSION needs no invalidation of
+ * ours. Each returns InvalidOid if the extension is not there.
  */
 extern Oid	outbox_catalog_segment(int segment);
 extern Oid	outbox_catalog_sequence(void);
@@ -47,9 +47,9 @@ extern Relation outbox_catalog_open_index(const char *name);
 extern Oid	outbox_catalog_table(const char *name);
 
 /*
- * Insert a row below the level of SQL: no triggers, no privileges, no defaults.  The
- * caller holds RowExclusiveLock.  Raises if somebody has given the table an index that
- * this level cannot serve.
+ * Insert a row below the level of SQL: no triggers, no privileges, no
+ * defaults. The caller holds RowExclusiveLock. Raises if somebody has given
+ * the table an index that this level cannot serve.
  */
 extern void outbox_catalog_insert(Relation rel, HeapTuple tuple);
 

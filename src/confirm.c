@@ -2,15 +2,17 @@
  * confirm.c
  *		Step 6 of a message's path: the broker's answers settle messages.
  *
- *		ack and nack come in any order, for one tag or for all up to one.  A return
- *		precedes the ack of its message and carries no tag, only our header
- *		x-outbox-id.  What was in flight when a channel or connection ended is
- *		unknown and sent again; nothing but the broker's answer settles a message.
+ *		ack and nack come in any order, for one tag or for all up to one. A
+ *		return precedes the ack of its message and carries no tag, only our
+ *		header x-outbox-id. What was in flight when a channel or connection
+ *		ended is unknown and sent again; nothing but the broker's answer
+ *		settles a message.
  *
- *		After a channel was closed because of a message, the broker has dropped all
- *		that came behind it and answered for none, so the culprit cannot be told
- *		from the innocent.  They are sent again one at a time (careful_until) until
- *		the channel closes on a message that is alone in flight.
+ *		After a channel was closed because of a message, the broker has dropped
+ *		all that came behind it and answered for none, so the culprit cannot be
+ *		told from the innocent. They are sent again one at a time
+ *		(careful_until) until the channel closes on a message that is alone in
+ *		flight.
  *
  *		The broker is not trusted: a tag that is not in flight is reported, not
  *		looked up.
@@ -120,8 +122,8 @@ apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
 }
 
 /*
- * A closed connection may have been the fault of a message as well: if it happens
- * twice in a row with the same one in front, look for it.
+ * A closed connection may have been the fault of a message as well: if it
+ * happens twice in a row with the same one in front, look for it.
  */
 static void
 apply_loss(OutboxBatch *batch, const OutboxBrokerEvent *event)

@@ -17,8 +17,8 @@ typedef struct OutboxTally
 } OutboxTally;
 
 /*
- * Apply one event to the batch.  Returns NULL, or, if the event makes no sense, why:
- * the connection is then to be ended.
+ * Apply one event to the batch. Returns NULL, or, if the event makes no sense,
+ * why: the connection is then to be ended.
  */
 extern const char *outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event,
 										OutboxTally *tally);

@@ -1,13 +1,13 @@
 /*
  * control.c
- *		Owns the table outbox.control and the functions by which an operator steers
- *		the worker: each changes the table in the caller's transaction and wakes the
- *		worker at commit.
+ *		Owns the table outbox.control and the functions by which an operator
+ *		steers the worker: each changes the table in the caller's transaction
+ *		and wakes the worker at commit.
  *
- *		The table also knows the database it was installed in.  In a copy made by
- *		CREATE DATABASE ... TEMPLATE that is another one: the messages in it are the
- *		original's, which publishes them itself, so the worker of the copy publishes
- *		nothing until outbox.adopt().
+ *		The table also knows the database it was installed in. In a copy made
+ *		by CREATE DATABASE ... TEMPLATE that is another one: the messages in it
+ *		are the original's, which publishes them itself, so the worker of the
+ *		copy publishes nothing until outbox.adopt().
  */
 #include "pgcompat.h"
 
@@ -124,8 +124,8 @@ outbox_reload(PG_FUNCTION_ARGS)
 }
 
 /*
- * outbox.skip_to_now(): the part of outbox.adopt() that SQL cannot do; the caller
- * has locked the segments and moved what was pending elsewhere.
+ * outbox.skip_to_now(): the part of outbox.adopt() that SQL cannot do; the
+ * caller has locked the segments and moved what was pending elsewhere.
  */
 Datum
 outbox_skip_to_now(PG_FUNCTION_ARGS)

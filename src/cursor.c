@@ -1,11 +1,13 @@
 /*
  * cursor.c
- *		Step 3 of a message's path: read what has been committed since last time.
+ *		Step 3 of a message's path: read what has been committed since last
+ *		time.
  *
- *		The cursor reads windows.  A window lies between two horizons, 1 (settled or
- *		being settled) and 2 (later): its messages are those visible in snapshot S2
- *		and not in S1, in order of id.  Each committed message is in exactly one
- *		window, whenever its transaction began and whatever its id.
+ *		The cursor reads windows. A window lies between two horizons, 1
+ *		(settled or being settled) and 2 (later): its messages are those
+ *		visible in snapshot S2 and not in S1, in order of id. Each committed
+ *		message is in exactly one window, whenever its transaction began and
+ *		whatever its id.
  *
  *		To find them without reading everything, tell two kinds apart by xid:
  *
@@ -14,20 +16,21 @@
  *			complete, and not listed.  Read by the index on (xid, id).
  *		(b) xids from N1 on.  They were assigned after L1 was read, and enqueue()
  *			draws the id after it has the xid, so their ids are above L1; being
- *			visible in S2, their ids are at most U2.  Read by the index on (id) in
- *			(L1, U2], leaving out rows of kind (a) and rows S2 does not see.
+ *			visible in S2, their ids are at most U2. Read by the index on (id)
+ *			in (L1, U2], leaving out rows of kind (a) and rows S2 does not see.
  *
- *		An xid below xmax(S1) that is not in xip(S1) was complete in S1, and its
- *		messages belong to an earlier window.  Thus (a) and (b) cover all xids, and
- *		no row is in both.  docs/architecture.md has the same argument for xids that
- *		are given out again after a crash.
+ *		An xid below xmax(S1) that is not in xip(S1) was complete in S1, and
+ *		its messages belong to an earlier window. Thus (a) and (b) cover all
+ *		xids, and no row is in both. docs/architecture.md has the same argument
+ *		for xids that are given out again after a crash.
  *
- *		Each kind is a set of streams that come ordered by id from their index; they
- *		are merged, so nothing is sorted, and reading goes on after any id at the
- *		cost of a few index descents.
+ *		Each kind is a set of streams that come ordered by id from their index;
+ *		they are merged, so nothing is sorted, and reading goes on after any id
+ *		at the cost of a few index descents.
  *
- *		On entry to open() there is a transaction without an xid of its own.  Between
- *		open() and close() a snapshot is held; nothing waits for the network there.
+ *		On entry to open() there is a transaction without an xid of its own.
+ *		Between open() and close() a snapshot is held; nothing waits for the
+ *		network there.
  */
 #include "pgcompat.h"
 
@@ -177,9 +180,9 @@ open_index(int segment, bool by_xid)
 }
 
 /*
- * The lowest xid of at least `from` that any row of the segment carries, be the
- * row visible or not; 0 if there is none.  This walks from xid to xid, not from
- * row to row: a large transaction in progress costs one step.
+ * The lowest xid of at least `from` that any row of the segment carries, be
+ * the row visible or not; 0 if there is none. This walks from xid to xid, not
+ * from row to row: a large transaction in progress costs one step.
  */
 static uint64
 next_xid_in_segment(Relation segment, Relation index, uint64 from)

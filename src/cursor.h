@@ -65,8 +65,9 @@ extern OutboxCursor *outbox_cursor_create(MemoryContext context,
 extern bool outbox_cursor_open(OutboxCursor *cursor);
 
 /*
- * Read the next message of the open window; false at its end.  The message is
- * valid until the next call; small values may be allocated in the current context.
+ * Read the next message of the open window; false at its end. The message is
+ * valid until the next call; small values may be allocated in the current
+ * context.
  */
 extern bool outbox_cursor_next(OutboxCursor *cursor, OutboxMessage *message);
 

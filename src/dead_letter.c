@@ -1,8 +1,8 @@
 /*
  * dead_letter.c
- *		Owns the table outbox.dead_letter: messages that the broker did not take in
- *		outbox.max_attempts attempts, or that no frame of it can carry, with its
- *		last words.
+ *		Owns the table outbox.dead_letter: messages that the broker did not
+ *		take in outbox.max_attempts attempts, or that no frame of it can carry,
+ *		with its last words.
  *
  *		As with deferred.c, a message comes here in the transaction in which
  *		progress passes it, and never earlier.

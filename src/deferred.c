@@ -3,16 +3,17 @@
  *		Owns the table outbox.deferred: messages that wait for deliver_at, for
  *		another attempt, or behind a message with the same ordering key.
  *
- *		A message comes here in the very transaction in which progress passes it
- *		(progress.c), never earlier: otherwise a crash in between would send it
- *		twice, or send it and keep it here.
+ *		A message comes here in the very transaction in which progress passes
+ *		it (progress.c), never earlier: otherwise a crash in between would send
+ *		it twice, or send it and keep it here.
  *
- *		The queue of an ordering key is its rows that are not 'scheduled', in order
- *		of place.  Only the first is ever due; the others are due at infinity.
- *		Whoever removes a first row makes the next one due in the same transaction.
+ *		The queue of an ordering key is its rows that are not 'scheduled', in
+ *		order of place. Only the first is ever due; the others are due at
+ *		infinity. Whoever removes a first row makes the next one due in the
+ *		same transaction.
  *
- *		An operator may hold locks on rows here.  The worker never waits for them:
- *		outbox_deferred_lock() leaves locked rows for another time.
+ *		An operator may hold locks on rows here. The worker never waits for
+ *		them: outbox_deferred_lock() leaves locked rows for another time.
  */
 #include "pgcompat.h"
 
@@ -336,8 +337,8 @@ take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
 }
 
 /*
- * Take some of those that wait behind a message of a queue as well: they go out
- * one by one as those before are confirmed, without a record in between.
+ * Take some of those that wait behind a message of a queue as well: they go
+ * out one by one as those before are confirmed, without a record in between.
  */
 static bool
 take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,

@@ -45,8 +45,8 @@ typedef struct OutboxTouchedKeys
 } OutboxTouchedKeys;
 
 /*
- * Run a statement that takes the columns of `aside` and returns ordering keys. Raises unless it
- * has changed a row for each.
+ * Run a statement that takes the columns of `aside` and returns ordering keys.
+ * Raises unless it has changed a row for each.
  */
 struct OutboxQuery;
 extern void outbox_aside_run(struct OutboxQuery *query, OutboxAside *aside,
@@ -65,7 +65,8 @@ extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touc
 
 /*
  * Make the first message of each touched queue due, if it still waits behind
- * another.  One that somebody has locked is left to outbox_deferred_promote_all().
+ * another. One that somebody has locked is left to
+ * outbox_deferred_promote_all().
  */
 extern void outbox_deferred_promote(OutboxTouchedKeys *touched);
 
@@ -82,9 +83,9 @@ typedef struct OutboxIds
 extern bool outbox_ids_contain(const OutboxIds *set, int64 id);
 
 /*
- * Lock those of the messages `ids` that nobody else has locked.  *locked and *all
- * are allocated in the current context; *all also has those that are there but
- * locked by somebody else.
+ * Lock those of the messages `ids` that nobody else has locked. *locked and
+ * *all are allocated in the current context; *all also has those that are
+ * there but locked by somebody else.
  */
 extern void outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, OutboxIds *all);
 
@@ -98,9 +99,10 @@ extern bool outbox_deferred_has_queues(void);
 typedef bool (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
 
 /*
- * Hand the messages that are due to `take`, oldest due time first, each followed by some that
- * wait behind it; those in `busy` (a hash of ids) are passed over.  Returns when to
- * ask again, DT_NOEND: not before something changes.
+ * Hand the messages that are due to `take`, oldest due time first, each
+ * followed by some that wait behind it; those in `busy` (a hash of ids) are
+ * passed over. Returns when to ask again, DT_NOEND: not before something
+ * changes.
  */
 extern TimestampTz outbox_deferred_pick(TimestampTz now, struct HTAB *busy,
 										OutboxTake take, void *arg);

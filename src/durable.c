@@ -1,22 +1,23 @@
 /*
  * durable.c
- *		Step 4 of a message's path: nothing leaves that a crash could take back.
+ *		Step 4 of a message's path: nothing leaves that a crash could take
+ *		back.
  *
  *		A message that is visible is not always durable:
  *
  *		- after an asynchronous commit its WAL may not be on disk yet.  The commit
- *		  log remembers the LSN of asynchronous commits, per group of transactions;
- *		  flushing up to it makes all of them durable, and costs nothing where
- *		  everybody commits synchronously;
+ *		  log remembers the LSN of asynchronous commits, per group of
+ *		  transactions; flushing up to it makes all of them durable, and costs
+ *		  nothing where everybody commits synchronously;
  *		- a commit that did not wait for the synchronous standbys
- *		  (synchronous_commit = local, a cancelled wait, a restart in the middle of
- *		  one) may be lost in a failover.  Any such commit is below the flush
- *		  position of this moment, so waiting until the standbys have flushed that
- *		  far covers it.
+ *		  (synchronous_commit = local, a cancelled wait, a restart in the
+ *		  middle of one) may be lost in a failover. Any such commit is below
+ *		  the flush position of this moment, so waiting until the standbys have
+ *		  flushed that far covers it.
  *
  *		The run between outbox_gate_add() and outbox_gate_is_open() must not be
- *		handed to the socket, nor be moved to deferred (publish.c keeps it behind
- *		OutboxBuffer.sendable and OutboxBatch.gated).
+ *		handed to the socket, nor be moved to deferred (publish.c keeps it
+ *		behind OutboxBuffer.sendable and OutboxBatch.gated).
  *
  *		Must never wait for a standby: the worker asks again from its loop.
  */
@@ -42,9 +43,9 @@ outbox_gate_add(OutboxGate *gate, uint64 xid)
 	gate->last_xid = xid;
 
 	/*
-	 * An xid whose commit log is gone is of an old backlog, and was flushed long
-	 * ago: the log is cut off behind a checkpoint.  The lock keeps it from being
-	 * cut off while we look.
+	 * An xid whose commit log is gone is of an old backlog, and was flushed
+	 * long ago: the log is cut off behind a checkpoint. The lock keeps it from
+	 * being cut off while we look.
 	 */
 	LWLockAcquire(XactTruncationLock, LW_SHARED);
 	next = ReadNextFullTransactionId();

@@ -1,12 +1,11 @@
 /*
  * headers.c
- *		The headers of a message: from a JSON object to an AMQP table, and the rules
- *		they must keep.
+ *		The headers of a message: from a JSON object to an AMQP table, and the
+ *		rules they must keep.
  *
- *		Owns: which AMQP type a JSON value becomes, and the limits on names, nesting
- *		and numbers.
- *		Step: 1 and 5, as part of properties.c, which says what holds there.
- *		Must agree: docs/reference.md lists the types.
+ *		Owns: which AMQP type a JSON value becomes, and the limits on names,
+ *		nesting and numbers. Step: 1 and 5, as part of properties.c, which says
+ *		what holds there. Must agree: docs/reference.md lists the types.
  */
 #include "pgcompat.h"
 

@@ -9,8 +9,9 @@
 #include "message.h"
 
 /*
- * Convert a JSON object into a table with room for `room` more entries, in the current
- * memory context.  Raises SQLSTATE 22023, 22001 or 54001 for what AMQP cannot carry.
+ * Convert a JSON object into a table with room for `room` more entries, in the
+ * current memory context. Raises SQLSTATE 22023, 22001 or 54001 for what AMQP
+ * cannot carry.
  */
 extern void outbox_headers_convert(Jsonb *headers, amqp_table_t *table, int room);
 

@@ -1,11 +1,12 @@
 /*
  * held.c
- *		Owns the two triggers that keep rows which nobody enqueued here off the path.
+ *		Owns the two triggers that keep rows which nobody enqueued here off the
+ *		path.
  *
- *		enqueue() inserts below the level of triggers, so these see only what came
- *		another way: written or restored by hand, which goes to outbox.held, or
- *		brought by logical replication, which is dropped, since the publisher's
- *		outbox is the publisher's business.
+ *		enqueue() inserts below the level of triggers, so these see only what
+ *		came another way: written or restored by hand, which goes to
+ *		outbox.held, or brought by logical replication, which is dropped, since
+ *		the publisher's outbox is the publisher's business.
  */
 #include "pgcompat.h"
 

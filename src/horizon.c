@@ -3,17 +3,17 @@
  *		Takes the moments between which the cursor reads, and turns their
  *		snapshots into data and back.
  *
- *		A horizon is taken in the order L, S, N, U (see OutboxHorizon), and every
- *		use of it in cursor.c relies on that order:
+ *		A horizon is taken in the order L, S, N, U (see OutboxHorizon), and
+ *		every use of it in cursor.c relies on that order:
  *
  *			L  the last id drawn,
  *			S  a snapshot,
  *			N  the next transaction id to be assigned,
  *			U  the last id drawn.
  *
- *		enqueue() assigns the transaction's xid before it draws an id, so a message
- *		whose xid is N or above has an id above L; a message visible in S has an id
- *		of at most U.
+ *		enqueue() assigns the transaction's xid before it draws an id, so a
+ *		message whose xid is N or above has an id above L; a message visible in
+ *		S has an id of at most U.
  */
 #include "pgcompat.h"
 

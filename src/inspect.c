@@ -2,9 +2,9 @@
  * inspect.c
  *		What the views show.  Runs in a user's backend and changes nothing.
  *
- *		The segments are read with locks that are released at once: a transaction
- *		that looked at outbox.status and stays open must not keep a segment from
- *		being emptied.
+ *		The segments are read with locks that are released at once: a
+ *		transaction that looked at outbox.status and stays open must not keep a
+ *		segment from being emptied.
  */
 #include "pgcompat.h"
 
@@ -165,8 +165,8 @@ outbox_backlog(PG_FUNCTION_ARGS)
 }
 
 /*
- * A row of a result.  What is in TOAST is fetched now: once the lock is released
- * the segment may be emptied.
+ * A row of a result. What is in TOAST is fetched now: once the lock is
+ * released the segment may be emptied.
  */
 static void
 put_row(ReturnSetInfo *rsinfo, Datum *values, bool *isnull, MemoryContext scratch)

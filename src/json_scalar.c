@@ -1,7 +1,7 @@
 /*
  * json_scalar.c
- *		JSON keys, strings and numbers as AMQP wants them: UTF-8 whatever the encoding
- *		of the database, and integers apart from other numbers.
+ *		JSON keys, strings and numbers as AMQP wants them: UTF-8 whatever the
+ *		encoding of the database, and integers apart from other numbers.
  *
  *		Serves properties.c and headers.c.
  */

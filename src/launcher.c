@@ -3,22 +3,24 @@
  *		Owns the question which databases get a worker, and when.
  *
  *		The launcher is connected to no database, so it cannot see who has the
- *		extension.  It starts a worker in every database it knows nothing of, one
- *		after another; a worker that finds no extension says so in its slot and
- *		leaves, and is not started there again until CREATE EXTENSION announces
- *		itself (wake.c).  It looks for new databases after CREATE DATABASE, since a
- *		copy of a template may have the extension, and every SCAN_INTERVAL_MS.
+ *		extension. It starts a worker in every database it knows nothing of,
+ *		one after another; a worker that finds no extension says so in its slot
+ *		and leaves, and is not started there again until CREATE EXTENSION
+ *		announces itself (wake.c). It looks for new databases after CREATE
+ *		DATABASE, since a copy of a template may have the extension, and every
+ *		SCAN_INTERVAL_MS.
  *
- *		Workers are never restarted by the postmaster: a restart after DROP DATABASE
- *		would fail for ever.  The launcher restarts them, with a delay that doubles
- *		from one failure to the next.  Each start is counted as a failure in
- *		advance; the worker takes that back once it is healthy or leaves in order,
- *		so a start that dies before it can say anything is counted too.
+ *		Workers are never restarted by the postmaster: a restart after DROP
+ *		DATABASE would fail for ever. The launcher restarts them, with a delay
+ *		that doubles from one failure to the next. Each start is counted as a
+ *		failure in advance; the worker takes that back once it is healthy or
+ *		leaves in order, so a start that dies before it can say anything is
+ *		counted too.
  *
  *		The slots, not the launcher's memory, say which workers are alive: a
- *		launcher that was killed and restarted finds them there.  Starting one twice
- *		is harmless, since a worker publishes only under the publisher lock
- *		(worker.c).
+ *		launcher that was killed and restarted finds them there. Starting one
+ *		twice is harmless, since a worker publishes only under the publisher
+ *		lock (attach.c).
  *
  *		Must never: open a database, wait without a limit, hold the lock of the
  *		slots across anything that waits.
@@ -173,9 +175,10 @@ scan_databases(void)
 }
 
 /*
- * Look into the next unknown database, once the one before has been settled: its
- * worker has found the extension, or has left.  One that cannot be looked into now
- * (locked, being copied) keeps its slot and does not hold up the others.
+ * Look into the next unknown database, once the one before has been settled:
+ * its worker has found the extension, or has left. One that cannot be looked
+ * into now (locked, being copied) keeps its slot and does not hold up the
+ * others.
  */
 static void
 probe_next(TimestampTz now, TimestampTz *wake_at)
@@ -286,8 +289,8 @@ typedef enum SlotVerdict
 } SlotVerdict;
 
 /*
- * Decide about one slot; its database is put into *dboid.  A start is counted as a failure in
- * advance.  Lowers *wake_at to the moment when to ask again.
+ * Decide about one slot; its database is put into *dboid. A start is counted
+ * as a failure in advance. Lowers *wake_at to the moment when to ask again.
  */
 static SlotVerdict
 judge_slot(int index, TimestampTz now, Oid *dboid, TimestampTz *wake_at)

@@ -1,10 +1,10 @@
 /*
  * message.c
- *		From a row to an OutboxMessage, and from the encoding of the database to that
- *		of the broker.
+ *		From a row to an OutboxMessage, and from the encoding of the database
+ *		to that of the broker.
  *
- *		On entry: a transaction.  Rows are found again by their key, never by their
- *		place in the file: a segment may have been emptied in between.
+ *		On entry: a transaction. Rows are found again by their key, never by
+ *		their place in the file: a segment may have been emptied in between.
  */
 #include "pgcompat.h"
 

@@ -22,9 +22,9 @@ typedef struct OutboxBytes
 } OutboxBytes;
 
 /*
- * One message as stored.  Pointers lead into the tuple it was read from, and
- * the payload may still be a TOAST pointer: whoever encodes it detoasts it, one
- * message at a time.
+ * One message as stored. Pointers lead into the tuple it was read from, and
+ * the payload may still be a TOAST pointer: whoever encodes it detoasts it,
+ * one message at a time.
  */
 typedef struct OutboxMessage
 {
@@ -58,9 +58,9 @@ extern OutboxFetch *outbox_message_fetch(int segment, int64 id, OutboxMessage *m
 extern void outbox_message_fetch_end(OutboxFetch *fetch);
 
 /*
- * Text of this database in UTF-8, as all text goes to the broker.  The same pointer
- * comes back if there is nothing to convert; else the result is palloc'ed, and the
- * caller must be in a transaction.
+ * Text of this database in UTF-8, as all text goes to the broker. The same
+ * pointer comes back if there is nothing to convert; else the result is
+ * palloc'ed, and the caller must be in a transaction.
  */
 extern OutboxBytes outbox_utf8(OutboxBytes text);
 

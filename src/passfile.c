@@ -2,10 +2,10 @@
  * passfile.c
  *		outbox.passfile: the password that outbox.uri leaves out.
  *
- *		Read afresh at each login, so that a changed password needs no reload.  The
- *		file is small and local, so reading it is the one thing here that may touch a
- *		disk.  Never here: ereport, a password in an error phrase, or a copy of
- *		one left behind in memory.
+ *		Read afresh at each login, so that a changed password needs no reload.
+ *		The file is small and local, so reading it is the one thing here that
+ *		may touch a disk. Never here: ereport, a password in an error phrase,
+ *		or a copy of one left behind in memory.
  */
 #include "pgcompat.h"
 
@@ -18,8 +18,9 @@
 #define PASSFILE_MAX	(1024 * 1024)
 
 /*
- * Read one field of a passfile line up to an unescaped colon and compare it with
- * `want`.  Returns where the next field begins, NULL if this one does not match.
+ * Read one field of a passfile line up to an unescaped colon and compare it
+ * with `want`. Returns where the next field begins, NULL if this one does not
+ * match.
  */
 static const char *
 match_field(const char *at, const char *want)
@@ -67,8 +68,9 @@ match_line(const char *line, const OutboxUri *uri)
 }
 
 /*
- * Open the file if it is fit to hold passwords; returns its descriptor and size.
- * O_NONBLOCK, lest a FIFO hold the worker up before we see that it is one.
+ * Open the file if it is fit to hold passwords; returns its descriptor and
+ * size. O_NONBLOCK, lest a FIFO hold the worker up before we see that it is
+ * one.
  */
 static int
 passfile_open(const char *path, size_t *size, const char **error)

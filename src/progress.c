@@ -2,15 +2,17 @@
  * progress.c
  *		Owns the stored position: the tables progress_0 and progress_1.
  *
- *		record.c appends a position whenever something is settled; the worker begins
- *		at the last one (cursor.c), and segments are emptied by it (segment.c).
+ *		record.c appends a position whenever something is settled; the worker
+ *		begins at the last one (cursor.c), and segments are emptied by it
+ *		(segment.c).
  *
- *		Positions are appended to one of the two tables, and the other is emptied
- *		in turn: rows that are updated in place would pile up dead versions while a
- *		snapshot is held elsewhere.  The row with the highest number counts.
+ *		Positions are appended to one of the two tables, and the other is
+ *		emptied in turn: rows that are updated in place would pile up dead
+ *		versions while a snapshot is held elsewhere. The row with the highest
+ *		number counts.
  *
- *		Commits with synchronous_commit = local (session.c): an absent standby must
- *		not stop the worker.
+ *		Commits with synchronous_commit = local (session.c): an absent standby
+ *		must not stop the worker.
  */
 #include "pgcompat.h"
 
@@ -97,8 +99,8 @@ static void
 load_as_of(Snapshot snapshot, OutboxProgress *progress)
 {
 	/*
-	 * The beginning is the empty snapshot, not that of CREATE EXTENSION: messages
-	 * enqueued by the same transaction would be lost.
+	 * The beginning is the empty snapshot, not that of CREATE EXTENSION:
+	 * messages enqueued by the same transaction would be lost.
 	 */
 	memset(progress, 0, sizeof(*progress));
 	progress->settled.next_xid = FirstNormalTransactionId;

@@ -20,14 +20,14 @@ extern void outbox_progress_load_as_of(struct SnapshotData *snapshot, OutboxProg
 extern bool outbox_progress_settles(const OutboxProgress *progress, uint64 xid, int64 id);
 
 /*
- * Record that everything committed so far is settled.  In a transaction that has
- * locked out all writers, while no worker publishes.
+ * Record that everything committed so far is settled. In a transaction that
+ * has locked out all writers, while no worker publishes.
  */
 extern void outbox_progress_skip_to_now(void);
 
 /*
- * Append a position, numbered anew, to the table it names, or to the other if that one
- * is full; the table and number in *position are brought up to date.
+ * Append a position, numbered anew, to the table it names, or to the other if
+ * that one is full; the table and number in *position are brought up to date.
  */
 extern void outbox_progress_store(OutboxProgress *position);
 

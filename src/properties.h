@@ -11,9 +11,9 @@
 struct amqp_basic_properties_t_;
 
 /*
- * enqueue(): refuse with a clear error (SQLSTATE 22023, 22001 or 54000) whatever the
- * protocol or the broker would refuse later: unknown keys, wrong types, values
- * out of range, names over 255 bytes, headers beyond one frame.
+ * enqueue(): refuse with a clear error (SQLSTATE 22023, 22001 or 54000)
+ * whatever the protocol or the broker would refuse later: unknown keys, wrong
+ * types, values out of range, names over 255 bytes, headers beyond one frame.
  * content_type, properties and headers of the message are looked at.
  */
 extern void outbox_properties_check(const OutboxMessage *message);

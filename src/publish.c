@@ -1,16 +1,17 @@
 /*
  * publish.c
- *		Step 5 of a message's path: from storage into the broker's output buffer.
+ *		Step 5 of a message's path: from storage into the broker's output
+ *		buffer.
  *
- *		A message is encoded while the transaction that reads it is open, straight
- *		into the buffer, and its payload detoasted just before: one message at a
- *		time is in memory twice.  Sending is the broker's business and happens
- *		after the transaction; bytes behind OutboxBuffer.sendable stay until the
- *		durability gate (durable.c) has let them pass.
+ *		A message is encoded while the transaction that reads it is open,
+ *		straight into the buffer, and its payload detoasted just before: one
+ *		message at a time is in memory twice. Sending is the broker's business
+ *		and happens after the transaction; bytes behind OutboxBuffer.sendable
+ *		stay until the durability gate (durable.c) has let them pass.
  *
  *		Order: what was read before and is not settled (sent again after a
- *		connection was lost, or waiting for its turn in its ordering key) goes before
- *		anything new is read.
+ *		connection was lost, or waiting for its turn in its ordering key) goes
+ *		before anything new is read.
  *
  *		On entry: a session is open, the broker is ready, the gate is not shut.
  *		Must never wait.
@@ -114,8 +115,9 @@ has_queue_before_it(OutboxPublisher *publisher, const OutboxKey *key)
 }
 
 /*
- * What is recorded left the batch at the front, so a queue in deferred is always of
- * messages before those in the batch, unless they were taken from it.
+ * What is recorded left the batch at the front, so a queue in deferred is
+ * always of messages before those in the batch, unless they were taken from
+ * it.
  */
 static void
 try_again(OutboxPublisher *publisher, uint64 index)

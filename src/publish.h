@@ -37,15 +37,16 @@ extern void outbox_publish_unsent(OutboxPublisher *publisher);
 extern int	outbox_publish_fill(OutboxPublisher *publisher);
 
 /*
- * Within a session: take up one message that fell due in deferred; `in_queue` if it is in the
- * queue of its key there.  Returns false, and does nothing, if there is no room.
+ * Within a session: take up one message that fell due in deferred; `in_queue`
+ * if it is in the queue of its key there. Returns false, and does nothing, if
+ * there is no room.
  */
 extern bool outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message,
 									bool in_queue);
 
 /*
- * Within a session: shut the gate behind all that was appended in it, `first_entry`
- * being the batch's tail before.  It may open at once.
+ * Within a session: shut the gate behind all that was appended in it,
+ * `first_entry` being the batch's tail before. It may open at once.
  */
 extern void outbox_publish_shut_gate(OutboxPublisher *publisher, uint64 first_entry);
 

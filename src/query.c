@@ -1,10 +1,12 @@
 /*
  * query.c
- *		Runs the worker's SQL on the tables beside the path: deferred, dead_letter,
- *		control.  The path itself (segments, progress) does without SQL.
+ *		Runs the worker's SQL on the tables beside the path: deferred,
+ *		dead_letter, control. The path itself (segments, progress) does without
+ *		SQL.
  *
- *		On entry a session is open (session.c): its transaction, its snapshot, its
- *		locks.  SPI is connected from outbox_query_run() to outbox_query_done().
+ *		On entry a session is open (session.c): its transaction, its snapshot,
+ *		its locks. SPI is connected from outbox_query_run() to
+ *		outbox_query_done().
  */
 #include "pgcompat.h"
 

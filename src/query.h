@@ -18,8 +18,9 @@ typedef struct OutboxQuery
 } OutboxQuery;
 
 /*
- * Within a session: run it, with no NULL among the arguments.  Returns the number of rows; the
- * result is in SPI_tuptable until outbox_query_done().  Raises if it fails.
+ * Within a session: run it, with no NULL among the arguments. Returns the
+ * number of rows; the result is in SPI_tuptable until outbox_query_done().
+ * Raises if it fails.
  */
 extern uint64 outbox_query_run(OutboxQuery *query, Datum *args);
 extern void outbox_query_done(void);

@@ -2,17 +2,18 @@
  * record.c
  *		Step 7 of a message's path: record what is settled.
  *
- *		One transaction, at most every RECORD_INTERVAL_MS: the settled entries at the
- *		front of the batch leave it; those that were not confirmed are moved to
- *		deferred or dead_letter; the new position is appended (progress.c).  All of it
- *		happens or none: after a crash the worker begins again at the last position
- *		that was recorded, and finds nothing both set aside and yet to be sent.
+ *		One transaction, at most every RECORD_INTERVAL_MS: the settled entries
+ *		at the front of the batch leave it; those that were not confirmed are
+ *		moved to deferred or dead_letter; the new position is appended
+ *		(progress.c). All of it happens or none: after a crash the worker
+ *		begins again at the last position that was recorded, and finds nothing
+ *		both set aside and yet to be sent.
  *
- *		Nothing is recorded before the broker has answered, and nothing beyond the
- *		durability gate (outbox_batch_head_settled()).
+ *		Nothing is recorded before the broker has answered, and nothing beyond
+ *		the durability gate (outbox_batch_head_settled()).
  *
- *		On entry: a session that writes.  Must never wait for a row that somebody
- *		else has locked.
+ *		On entry: a session that writes. Must never wait for a row that
+ *		somebody else has locked.
  */
 #include "pgcompat.h"
 
@@ -74,9 +75,9 @@ gets_another_attempt(const OutboxEntry *entry)
 }
 
 /*
- * Decide where one settled entry goes.  Called in the order of the batch, which is
- * the order in which places in the queues are given; what is in a queue already
- * keeps its place.
+ * Decide where one settled entry goes. Called in the order of the batch, which
+ * is the order in which places in the queues are given; what is in a queue
+ * already keeps its place.
  */
 static void
 classify(AsideWork *work, const OutboxEntry *entry)
@@ -125,8 +126,8 @@ classify(AsideWork *work, const OutboxEntry *entry)
 }
 
 /*
- * An entry from deferred: if its row cannot be had without waiting, it is kept for
- * another time, and not picked until then.
+ * An entry from deferred: if its row cannot be had without waiting, it is kept
+ * for another time, and not picked until then.
  */
 static void
 classify_deferred(OutboxRecorder *recorder, AsideWork *work, OutboxEntry *entry)
@@ -190,8 +191,8 @@ carry_out(AsideWork *work)
 }
 
 /*
- * Where the settled entries at the front end, as far as one transaction goes.  The
- * ids of those from deferred are collected.
+ * Where the settled entries at the front end, as far as one transaction goes.
+ * The ids of those from deferred are collected.
  */
 static uint64
 end_of_settled(OutboxBatch *batch, ArrayBuildState **ids)

@@ -2,12 +2,12 @@
  * report.c
  *		Owns the words by which the worker tells an operator how it is.
  *
- *		Three places say the same: the slot in shared memory (outbox.status), the
- *		activity string (pg_stat_activity), and the server log, where a state is
- *		written once per change and not once per attempt.
+ *		Three places say the same: the slot in shared memory (outbox.status),
+ *		the activity string (pg_stat_activity), and the server log, where a
+ *		state is written once per change and not once per attempt.
  *
- *		No text that comes here holds a password: the broker's texts name host, port
- *		and vhost only.
+ *		No text that comes here holds a password: the broker's texts name host,
+ *		port and vhost only.
  */
 #include "pgcompat.h"
 
@@ -38,10 +38,8 @@ static void
 show_activity(OutboxSlot *slot)
 {
 	char		activity[OUTBOX_ERROR_LEN + 64];
-	bool		troubled = shown_state == OUTBOX_WORKER_CONNECTING ||
-		shown_state == OUTBOX_WORKER_PAUSED;
 
-	if (troubled && slot->last_error_at != 0)
+	if (shown_state == OUTBOX_WORKER_CONNECTING && slot->last_error_at != 0)
 		snprintf(activity, sizeof(activity), "%s: %s",
 				 outbox_state_name(shown_state), slot->last_error);
 	else

@@ -1,24 +1,26 @@
 /*
  * resolve.c
- *		The look-ups of broker host names, first step of each connection attempt.
+ *		The look-ups of broker host names, first step of each connection
+ *		attempt.
  *
  *		getaddrinfo() waits for nameservers: 20 s if they are silent, whatever
  *		signals arrive, and a worker that waits there stops DROP DATABASE and
- *		shutdown for the whole cluster.  So a name that is not a numeric address
- *		goes to getaddrinfo_a(), which has a helper thread of glibc wait instead,
- *		and we poll.
+ *		shutdown for the whole cluster. So a name that is not a numeric address
+ *		goes to getaddrinfo_a(), which has a helper thread of glibc wait
+ *		instead, and we poll.
  *
  *		Why a thread is safe in a PostgreSQL process: glibc creates it with all
- *		signals blocked, so that our handlers still run in the main thread only;
- *		it runs nothing but the resolver and the malloc() of libc, which are thread-
- *		safe; it touches no memory of PostgreSQL and only the look-up it was
- *		given; it ends by itself when idle, and with the process, which never waits
- *		for it.  Nothing in the worker forks.
+ *		signals blocked, so that our handlers still run in the main thread
+ *		only; it runs nothing but the resolver and the malloc() of libc, which
+ *		are thread- safe; it touches no memory of PostgreSQL and only the
+ *		look-up it was given; it ends by itself when idle, and with the
+ *		process, which never waits for it. Nothing in the worker forks.
  *
- *		A look-up that has begun cannot be cancelled.  Therefore it lives in
- *		malloc()ed memory, in a list that outlasts attempts, contexts and broker
- *		objects, until a later call finds it finished; and there is never more
- *		than one per name, so that silent nameservers cannot pile up threads.
+ *		A look-up that has begun cannot be cancelled. Therefore it lives in
+ *		malloc()ed memory, in a list that outlasts attempts, contexts and
+ *		broker objects, until a later call finds it finished; and there is
+ *		never more than one per name, so that silent nameservers cannot pile up
+ *		threads.
  *
  *		Never here: waiting, palloc, ereport.
  */

@@ -1,10 +1,11 @@
 /*
  * segment.c
- *		Step 8 of a message's path: the ring.  Opens the next segment when the open
- *		one is large enough, and empties segments all of whose messages are settled.
+ *		Step 8 of a message's path: the ring. Opens the next segment when the
+ *		open one is large enough, and empties segments all of whose messages
+ *		are settled.
  *
- *		Which segment is open is only a hint to writers (shmem.c): a writer may use
- *		any.  So a segment is emptied only
+ *		Which segment is open is only a hint to writers (shmem.c): a writer may
+ *		use any. So a segment is emptied only
  *
  *		1. under an AccessExclusiveLock that was had without waiting: nobody has
  *		   written to it in a transaction that is still open or prepared, since
@@ -12,9 +13,10 @@
  *		2. judged by a snapshot taken after that: whatever was committed is seen;
  *		3. if progress as stored, not as remembered, has every row of it settled.
  *
- *		Emptying gives heap, TOAST table and indexes new files, as TRUNCATE does, but
- *		writes no TRUNCATE for logical decoding: a publication FOR ALL TABLES would
- *		send it to a subscriber, whose own outbox it would destroy.
+ *		Emptying gives heap, TOAST table and indexes new files, as TRUNCATE
+ *		does, but writes no TRUNCATE for logical decoding: a publication FOR
+ *		ALL TABLES would send it to a subscriber, whose own outbox it would
+ *		destroy.
  *
  *		A snapshot held elsewhere does not delay any of this: nobody but
  *		the worker reads the segments, and views lock them only while they read

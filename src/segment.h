@@ -11,8 +11,8 @@
 #define OUTBOX_SEGMENT_INTERVAL_MS 2000
 
 /*
- * In any transaction: is every row of a segment, or of all (OUTBOX_ALL_SEGMENTS),
- * settled by progress as it is stored?
+ * In any transaction: is every row of a segment, or of all
+ * (OUTBOX_ALL_SEGMENTS), settled by progress as it is stored?
  */
 extern bool outbox_segment_is_settled(int segment);
 

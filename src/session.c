@@ -1,12 +1,12 @@
 /*
  * session.c
- *		Owns the worker's transactions: each is short, holds its locks only while
- *		it works, and is over before anything waits for the network.
+ *		Owns the worker's transactions: each is short, holds its locks only
+ *		while it works, and is over before anything waits for the network.
  *
- *		Locks are taken by ConditionalLockRelationOid() on all tables a transaction
- *		may touch, before it touches any.  If one cannot be had (DROP EXTENSION,
- *		ALTER TABLE, an operator's LOCK), the transaction ends at once and the
- *		worker goes on serving the connection.
+ *		Locks are taken by ConditionalLockRelationOid() on all tables a
+ *		transaction may touch, before it touches any. If one cannot be had
+ *		(DROP EXTENSION, ALTER TABLE, an operator's LOCK), the transaction ends
+ *		at once and the worker goes on serving the connection.
  */
 #include "pgcompat.h"
 
@@ -39,9 +39,9 @@ static Oid	sequence_oids[lengthof(sequences)];
 static Oid	write_oids[lengthof(write_tables)];
 
 /*
- * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker too;
- * it must not time out, nor plan its tiny queries as if tables without statistics were
- * best read from end to end.
+ * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker
+ * too; it must not time out, nor plan its tiny queries as if tables without
+ * statistics were best read from end to end.
  */
 static const char *const overrides[][2] = {
 	{"role", "none"},

@@ -4,16 +4,15 @@
  *		what it means to an operator.
  *
  *		Owns: the C variables of settings.h and the rules that a value must
- *		keep before it is accepted.
- *		Step: none; every step reads the variables.
+ *		keep before it is accepted. Step: none; every step reads the variables.
  *		On entry: called once by _PG_init, in the postmaster or, where the
  *		library is not preloaded, in a backend that calls one of our functions.
  *		Never: raise from a check hook (the postmaster has nobody to catch it),
  *		touch a catalog there, or let a password in outbox.uri into an error, a
- *		view or the output of SHOW.
- *		Must agree: docs/reference.md ("Settings") says the same in the same words;
- *		broker.c parses outbox.uri with the same outbox_uri_parse(); enqueue.c
- *		checks outbox.headers in full, here only its syntax is.
+ *		view or the output of SHOW. Must agree: docs/reference.md ("Settings")
+ *		says the same in the same words; broker.c parses outbox.uri with the
+ *		same outbox_uri_parse(); enqueue.c checks outbox.headers in full, here
+ *		only its syntax is.
  *
  *		What may differ per database is PGC_SUSET, since ALTER DATABASE ... SET
  *		refuses PGC_SIGHUP.  A worker sees such a value when it starts.
@@ -405,8 +404,8 @@ define_other_settings(void)
 							 PGC_SUSET, 0, NULL, NULL, NULL);
 
 	/*
-	 * Sizes shared memory.  Loaded later than that, the library must not define it
-	 * as PGC_POSTMASTER, but a file that sets it is right all the same.
+	 * Sizes shared memory. Loaded later than that, the library must not define
+	 * it as PGC_POSTMASTER, but a file that sets it is right all the same.
 	 */
 	DefineCustomIntVariable("outbox.max_databases",
 							"Sets for how many databases there may be a worker.",

@@ -2,11 +2,11 @@
  * shmem.c
  *		Owns the shared memory: the launcher's place and one slot per database.
  *
- *		Slots are found by database OID; there are few, so a scan will do.  A slot
- *		is claimed under the lock and freed only by the launcher, or by the hook
- *		after DROP DATABASE.  A reader without the lock may see a slot change its
- *		database under it: all it can do then is set a latch for nothing or write
- *		to another segment, both harmless.
+ *		Slots are found by database OID; there are few, so a scan will do. A
+ *		slot is claimed under the lock and freed only by the launcher, or by
+ *		the hook after DROP DATABASE. A reader without the lock may see a slot
+ *		change its database under it: all it can do then is set a latch for
+ *		nothing or write to another segment, both harmless.
  */
 #include "pgcompat.h"
 
@@ -102,8 +102,8 @@ outbox_shmem_find(Oid dboid)
 }
 
 /*
- * Claim and mark under one hold of the lock: in between, the launcher might free
- * the slot.
+ * Claim and mark under one hold of the lock: in between, the launcher might
+ * free the slot.
  */
 bool
 outbox_shmem_claim(Oid dboid, bool announce)
@@ -189,8 +189,8 @@ outbox_shmem_wake_worker(Oid dboid)
 		return;
 
 	/*
-	 * The flag is what counts: a latch that is set while the worker waits for a
-	 * lock is reset by that wait.  Most commits find it set already.
+	 * The flag is what counts: a latch that is set while the worker waits for
+	 * a lock is reset by that wait. Most commits find it set already.
 	 */
 	if (pg_atomic_read_u32(&slot->work) == 0)
 		pg_atomic_write_u32(&slot->work, 1);

@@ -90,8 +90,8 @@ extern OutboxSlot *outbox_shmem_find(Oid dboid);
 extern int	outbox_shmem_open_segment(void);
 
 /*
- * user backend, launcher: make sure that a database has a slot; false if all are
- * taken.  `announce`: the extension is there now.
+ * user backend, launcher: make sure that a database has a slot; false if all
+ * are taken. `announce`: the extension is there now.
  */
 extern bool outbox_shmem_claim(Oid dboid, bool announce);
 

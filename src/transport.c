@@ -2,9 +2,9 @@
  * transport.c
  *		The socket to the broker: opens it, moves bytes, closes it.
  *
- *		Owns the descriptor and its reservation with fd.c.  What the bytes mean,
- *		when to give up and when to try again is broker.c's business.  Never here:
- *		a call that waits, ereport, palloc.
+ *		Owns the descriptor and its reservation with fd.c. What the bytes mean,
+ *		when to give up and when to try again is broker.c's business. Never
+ *		here: a call that waits, ereport, palloc.
  */
 #include "pgcompat.h"
 
@@ -256,9 +256,9 @@ outbox_transport_pending(const OutboxTransport *transport)
 }
 
 /*
- * With TCP_USER_TIMEOUT, Linux ends a connection also when the peer is alive but
- * has kept its window shut that long.  That is how a broker in an alarm behaves,
- * for hours, and no reason to reconnect.
+ * With TCP_USER_TIMEOUT, Linux ends a connection also when the peer is alive
+ * but has kept its window shut that long. That is how a broker in an alarm
+ * behaves, for hours, and no reason to reconnect.
  */
 void
 outbox_transport_expect_progress(OutboxTransport *transport, bool expect)

@@ -2,10 +2,10 @@
  * transport.h
  *		A stream of bytes to the broker that never waits.
  *
- *		TCP is the only kind there is yet.  TLS fits in as a second set of
- *		OutboxTransportOps over the same socket: its connect_continue goes on with
- *		SSL_connect() where TCP is done, `wanted` follows SSL_want(), and `pending`
- *		tells of bytes that OpenSSL holds and epoll cannot see.
+ *		TCP is the only kind there is yet. TLS fits in as a second set of
+ *		OutboxTransportOps over the same socket: its connect_continue goes on
+ *		with SSL_connect() where TCP is done, `wanted` follows SSL_want(), and
+ *		`pending` tells of bytes that OpenSSL holds and epoll cannot see.
  */
 #ifndef OUTBOX_TRANSPORT_H
 #define OUTBOX_TRANSPORT_H
@@ -56,8 +56,8 @@ struct OutboxTransport
 extern void outbox_transport_init(OutboxTransport *transport);
 
 /*
- * Begin to connect to the addresses in transport->addresses, one after the other,
- * all before `deadline`.  Goes on with outbox_transport_continue().
+ * Begin to connect to the addresses in transport->addresses, one after the
+ * other, all before `deadline`. Goes on with outbox_transport_continue().
  */
 extern OutboxTransportStatus outbox_transport_connect_start(OutboxTransport *transport, bool tls,
 															int address_count, TimestampTz now,

@@ -3,11 +3,11 @@
  *		outbox.uri taken apart: where the broker is and who we are there.
  *
  *		Used by the check hook of the setting, in any process, and by broker.c
- *		before each attempt.  The value is typed by a person and may be anything.
- *		Never here: ereport, and never a password or a piece of the value in an
- *		error phrase, since a password with an unescaped @, / or comma may be cut
- *		at any place.  Names that are shown later (user, host, vhost) therefore
- *		may not contain such characters raw either.
+ *		before each attempt. The value is typed by a person and may be
+ *		anything. Never here: ereport, and never a password or a piece of the
+ *		value in an error phrase, since a password with an unescaped @, / or
+ *		comma may be cut at any place. Names that are shown later (user, host,
+ *		vhost) therefore may not contain such characters raw either.
  */
 #include "pgcompat.h"
 

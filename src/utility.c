@@ -1,16 +1,19 @@
 /*
  * utility.c
- *		Utility commands that concern the workers, in the backend that runs them.
+ *		Utility commands that concern the workers, in the backend that runs
+ *		them.
  *
  *		COMMIT PREPARED wakes the worker, since the prepared transaction's own
- *		callback never runs (wake.c).  DROP EXTENSION wakes it at commit, so that it
- *		leaves at once.  CREATE DATABASE makes the launcher look for new databases.
+ *		callback never runs (wake.c). DROP EXTENSION wakes it at commit, so
+ *		that it leaves at once. CREATE DATABASE makes the launcher look for new
+ *		databases.
  *
  *		DROP, RENAME, SET TABLESPACE and CREATE ... TEMPLATE need the database
- *		without sessions: the hook asks its worker to leave (quiesce), waits until
- *		it has, and lets the launcher start it again when the command is over,
- *		whether it worked or not.  The mark carries the pid of the backend, so that
- *		one that dies in between does not keep the worker away (launcher.c).
+ *		without sessions: the hook asks its worker to leave (quiesce), waits
+ *		until it has, and lets the launcher start it again when the command is
+ *		over, whether it worked or not. The mark carries the pid of the
+ *		backend, so that one that dies in between does not keep the worker away
+ *		(launcher.c).
  */
 #include "pgcompat.h"
 

@@ -1,7 +1,8 @@
 /*
  * wait.c
- *		The one place where the worker sleeps, so that everything that may want it
- *		awake is listed here: its latch, the socket, the end of the postmaster, and a time.
+ *		The one place where the worker sleeps, so that everything that may want
+ *		it awake is listed here: its latch, the socket, the end of the
+ *		postmaster, and a time.
  *
  *		On entry: no transaction, no snapshot, no lock but the publisher lock.
  *		The caller goes on to CHECK_FOR_INTERRUPTS().

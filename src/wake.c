@@ -2,17 +2,18 @@
  * wake.c
  *		Step 2 of a message's path: the commit sets the worker's latch.
  *
- *		Owns one transaction callback per backend, registered once for life, and
- *		four flags that live as long as a transaction.  At XACT_EVENT_COMMIT the
- *		transaction is visible to others (ProcArrayEndTransaction() came before),
- *		so a worker that wakes up finds its messages.  A flag survives the rollback
- *		of a savepoint; the worker then looks for nothing.
+ *		Owns one transaction callback per backend, registered once for life,
+ *		and four flags that live as long as a transaction. At XACT_EVENT_COMMIT
+ *		the transaction is visible to others (ProcArrayEndTransaction() came
+ *		before), so a worker that wakes up finds its messages. A flag survives
+ *		the rollback of a savepoint; the worker then looks for nothing.
  *
- *		The callback runs where errors are no longer allowed: it sets latches and
- *		flags, and takes the short lock of our slots only after CREATE EXTENSION.
+ *		The callback runs where errors are no longer allowed: it sets latches
+ *		and flags, and takes the short lock of our slots only after CREATE
+ *		EXTENSION.
  *
- *		COMMIT PREPARED runs no callback of the transaction it commits: utility.c
- *		sets the flag for it.
+ *		COMMIT PREPARED runs no callback of the transaction it commits:
+ *		utility.c sets the flag for it.
  */
 #include "pgcompat.h"
 

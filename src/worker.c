@@ -1,7 +1,7 @@
 /*
  * worker.c
- *		The process that publishes the messages of one database, and the only file
- *		that knows the order of the steps:
+ *		The process that publishes the messages of one database, and the only
+ *		file that knows the order of the steps:
  *
  *		3 cursor    open a window: committed since last time   (cursor.c, horizon.c)
  *		4 durable   flush WAL, wait for standbys               (durable.c)
@@ -10,18 +10,19 @@
  *		7 progress  record what is settled, set aside the rest (record.c)
  *		8 segment   rotate, empty what is settled              (segment.c)
  *
- *		Each turn of the loop takes every step as far as it goes without waiting, and
- *		then sleeps in the one place where this process sleeps: outbox_wait().
- *		No transaction, snapshot or lock is held there, but for the publisher lock,
- *		which ensures that there is one publisher per database whatever the launcher
- *		believes.
+ *		Each turn of the loop takes every step as far as it goes without
+ *		waiting, and then sleeps in the one place where this process sleeps:
+ *		outbox_wait(). No transaction, snapshot or lock is held there, but for
+ *		the publisher lock, which ensures that there is one publisher per
+ *		database whatever the launcher believes.
  *
- *		An error ends the process: it is shown in outbox.status, and the launcher
- *		starts another worker, which begins at the progress that was recorded.
- *		Nothing in memory is worth saving that a crash could not destroy as well.
+ *		An error ends the process: it is shown in outbox.status, and the
+ *		launcher starts another worker, which begins at the progress that was
+ *		recorded. Nothing in memory is worth saving that a crash could not
+ *		destroy as well.
  *
- *		SIGTERM (shutdown, pg_terminate_backend) is answered in order: collect the
- *		confirms that arrive within FAREWELL_MS, record them, leave.
+ *		SIGTERM (shutdown, pg_terminate_backend) is answered in order: collect
+ *		the confirms that arrive within FAREWELL_MS, record them, leave.
  */
 #include "pgcompat.h"
 
@@ -141,9 +142,9 @@ answer_deadline(void)
 }
 
 /*
- * A broker that is there but confirms nothing: a queue without its majority stops
- * the confirms of the whole connection.  A new one at least starts afresh, perhaps
- * with another node.
+ * A broker that is there but confirms nothing: a queue without its majority
+ * stops the confirms of the whole connection. A new one at least starts
+ * afresh, perhaps with another node.
  */
 static void
 watch_answers(bool answered)
