@@ -289,7 +289,9 @@ BEGIN
 	WITH pending AS (
 		SELECT id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key,
 			deliver_at, content_type, properties, headers, payload
-		FROM outbox.stored_messages() s WHERE s.pending
+		FROM outbox.stored_messages() s
+		-- what this very transaction has enqueued is not the original's
+		WHERE s.pending AND s.xid <> pg_current_xact_id()
 	), deferred AS (
 		DELETE FROM outbox.deferred
 		RETURNING id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key,

@@ -168,8 +168,7 @@ outbox_batch_take_turn(OutboxBatch *batch, uint64 index)
 
 	if (key == NULL)
 		return true;
-	/* One that heads its queue in deferred cannot be behind anything in the batch. */
-	if (key->refused > 0 && !entry->in_queue)
+	if (key->refused > 0)
 		settle_behind(entry);
 	else if (key->first_waiting == OUTBOX_NO_ENTRY && key->turns < outbox_in_flight_per_key)
 	{
@@ -233,7 +232,9 @@ pass_on_turn(OutboxBatch *batch, OutboxEntry *entry)
 
 	entry->has_turn = false;
 	key->turns--;
-	while ((next = take_from_list(batch, &key->first_waiting)) != OUTBOX_NO_ENTRY)
+	/* The setting may have been lowered: then nobody gets this one. */
+	while ((key->refused > 0 || key->turns < outbox_in_flight_per_key) &&
+		   (next = take_from_list(batch, &key->first_waiting)) != OUTBOX_NO_ENTRY)
 	{
 		key->waiting--;
 		batch->waiting--;
@@ -243,8 +244,26 @@ pass_on_turn(OutboxBatch *batch, OutboxEntry *entry)
 		{
 			give_turn(outbox_batch_entry(batch, next));
 			append_to_list(batch, &batch->first_ready, &batch->last_ready, next);
-			break;
 		}
+	}
+}
+
+/*
+ * A message was refused while some that were sent before are still to be sent
+ * again: those of its key that come after it are in no list yet, and must not
+ * pass it, whether or not it is recorded by the time their turn comes.
+ */
+static void
+hold_back_unsent(OutboxBatch *batch, uint64 refused)
+{
+	OutboxKey  *key = outbox_batch_entry(batch, refused)->key;
+
+	for (uint64 i = Max(batch->resend, refused + 1); i < batch->tail; i++)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, i);
+
+		if (entry->key == key && entry->outcome == OUTBOX_WAITING)
+			settle_behind(entry);
 	}
 }
 
@@ -265,7 +284,10 @@ outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, con
 	if (entry->key)
 	{
 		if (outbox_outcome_is_refusal(outcome))
+		{
 			entry->key->refused++;
+			hold_back_unsent(batch, index);
+		}
 		else if (outcome == OUTBOX_BEHIND)
 			entry->key->behind++;
 		if (entry->has_turn)

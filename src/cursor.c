@@ -265,6 +265,8 @@ step_stream(OutboxCursor *cursor, OutboxStream *stream)
 	{
 		OutboxRowKey *key;
 
+		/* Rows that nobody is to see yet may be many. */
+		CHECK_FOR_INTERRUPTS();
 		stream->head = systable_getnext_ordered(stream->scan, ForwardScanDirection);
 		if (!HeapTupleIsValid(stream->head))
 		{
@@ -349,9 +351,13 @@ begin_window(OutboxCursor *cursor)
 	}
 	if (cursor->last != NULL && cursor->last->read_id == 0)
 	{
-		/* The last one was empty: it grows, instead of piling up behind a message
-		 * that is not answered. */
-		pfree(cursor->last->target.snapshot.xip);
+		/*
+		 * The last one was empty, and nothing lies between its ends: the next
+		 * takes its place, instead of piling up behind a message that is not
+		 * answered.
+		 */
+		pfree(cursor->base.snapshot.xip);
+		cursor->base = cursor->last->target;
 		cursor->last->target = target;
 		cursor->last->complete = false;
 		cursor->streams_known = false;

@@ -28,6 +28,7 @@
 #include "cursor.h"
 #include "deferred.h"
 #include "query.h"
+#include "settings.h"
 
 
 
@@ -85,9 +86,27 @@ static OutboxQuery promote_query = {
 	PROMOTE("unnest($1)"), 1, {TEXTARRAYOID}
 };
 
+/* From key to key by the index, not from row to row: a queue may be long. */
+#define QUEUED_AFTER(condition) \
+	"(SELECT n.ordering_key FROM outbox.deferred n WHERE n.ordering_key IS NOT NULL" \
+	" AND n.reason <> 'scheduled'" condition " ORDER BY n.ordering_key LIMIT 1)"
+
 static OutboxQuery promote_all_query = {
-	PROMOTE("(SELECT DISTINCT ordering_key FROM outbox.deferred"
-			" WHERE ordering_key IS NOT NULL AND reason = 'behind')"), 0, {0}
+	"WITH RECURSIVE queued (key) AS (SELECT " QUEUED_AFTER("")
+	" UNION ALL SELECT " QUEUED_AFTER(" AND n.ordering_key > queued.key")
+	" FROM queued WHERE queued.key IS NOT NULL) "
+	PROMOTE("(SELECT key FROM queued WHERE key IS NOT NULL)"), 0, {0}
+};
+
+/*
+ * Several of a key in flight may have been refused: only the first keeps its
+ * time, the others wait behind it.
+ */
+static OutboxQuery demote_query = {
+	"UPDATE outbox.deferred SET due_at = 'infinity' WHERE id IN (SELECT d.id FROM"
+	" unnest($1) k, outbox.deferred d WHERE d.ordering_key = k AND d.reason = 'retry'"
+	" AND d.due_at < 'infinity' AND d.id <> " FIRST_OF_QUEUE " FOR UPDATE OF d SKIP LOCKED)",
+	1, {TEXTARRAYOID}
 };
 
 static OutboxQuery queue_query = {
@@ -220,6 +239,11 @@ outbox_deferred_promote(OutboxTouchedKeys *touched)
 	if (touched->keys == NULL)
 		return;
 	args[0] = as_array(touched->keys);
+	if (outbox_in_flight_per_key > 1)
+	{
+		(void) outbox_query_run(&demote_query, args);
+		outbox_query_done();
+	}
 	(void) outbox_query_run(&promote_query, args);
 	outbox_query_done();
 }
@@ -314,8 +338,15 @@ next_due(TimestampTz now)
 	return result;
 }
 
-/* Hand one row of the current result on; false: no more. */
-static bool
+typedef enum TakeResult
+{
+	TAKE_TAKEN,
+	TAKE_BUSY,					/* it is in the batch, or waits to be recorded */
+	TAKE_FULL					/* there is no room for more */
+} TakeResult;
+
+/* Hand one row of the current result on. */
+static TakeResult
 take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
 		 OutboxMessage *message, bool *in_queue, int64 *place)
 {
@@ -328,64 +359,62 @@ take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
 	*in_queue = strcmp(TextDatumGetCString(reason), "scheduled") != 0;
 	outbox_message_from_tuple(message, tuple, desc, OUTBOX_DEFERRED);
 	if (hash_search(busy, &message->id, HASH_FIND, NULL) != NULL)
-	{
-		/* It is being published, and what waits behind it was taken with it. */
-		*in_queue = false;
-		return true;
-	}
-	return take(arg, message, *in_queue);
+		return TAKE_BUSY;
+	return take(arg, message, *in_queue) ? TAKE_TAKEN : TAKE_FULL;
 }
 
 /*
- * Take some of those that wait behind a message of a queue as well: they go
- * out one by one as those before are confirmed, without a record in between.
+ * Take some of those that wait behind a message of a queue as well: they go out
+ * one by one as those before are confirmed, without a record in between.  One
+ * that is busy ends the run: what comes behind it must not pass it.
  */
-static bool
+static TakeResult
 take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,
 			   OutboxTake take, void *arg)
 {
 	Datum		args[3];
 	uint64		rows;
-	bool		more = true;
+	TakeResult	result = TAKE_TAKEN;
 
 	args[0] = PointerGetDatum(cstring_to_text_with_len(head->ordering_key.data,
 													   head->ordering_key.len));
 	args[1] = Int64GetDatum(place);
 	args[2] = Int64GetDatum(FOLLOWERS);
 	rows = outbox_query_run(&follow_query, args);
-	for (uint64 i = 0; i < rows && more; i++)
+	for (uint64 i = 0; i < rows && result == TAKE_TAKEN; i++)
 	{
 		OutboxMessage message;
 		bool		in_queue;
 
-		more = take_row(i, busy, take, arg, &message, &in_queue, &place);
+		result = take_row(i, busy, take, arg, &message, &in_queue, &place);
 	}
 	outbox_query_done();
-	return more;
+	return result;
 }
 
 TimestampTz
-outbox_deferred_pick(TimestampTz now, struct HTAB *busy, OutboxTake take, void *arg)
+outbox_deferred_pick(TimestampTz now, struct HTAB *busy, OutboxTake take,
+					 void *arg)
 {
 	Datum		args[2];
 	uint64		rows;
 	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
-	bool		more = true;
+	TakeResult	result = TAKE_TAKEN;
 
 	/* As many more as may have to be passed over. */
 	args[0] = TimestampTzGetDatum(now);
 	args[1] = Int64GetDatum(limit);
 	rows = outbox_query_run(&due_query, args);
-	for (uint64 i = 0; i < rows && more; i++)
+	for (uint64 i = 0; i < rows && result != TAKE_FULL; i++)
 	{
 		OutboxMessage message;
 		bool		in_queue;
 		int64		place;
 
-		more = take_row(i, busy, take, arg, &message, &in_queue, &place);
-		if (more && in_queue && message.ordering_key.data)
-			more = take_followers(&message, place, busy, take, arg);
+		result = take_row(i, busy, take, arg, &message, &in_queue, &place);
+		if (result == TAKE_TAKEN && in_queue && message.ordering_key.data)
+			result = take_followers(&message, place, busy, take, arg);
 	}
 	outbox_query_done();
-	return !more || rows == limit ? now : next_due(now);
+	return result == TAKE_FULL || rows == limit ? now : next_due(now);
 }

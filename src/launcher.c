@@ -381,7 +381,7 @@ outbox_launcher_main(Datum main_arg)
 		}
 
 		scan = pg_atomic_exchange_u32(&outbox_shared->scan_requested, OUTBOX_SCAN_NONE);
-		if (scan == OUTBOX_SCAN_ALL)
+		if (scan & OUTBOX_SCAN_ALL)
 		{
 			list_free(without_extension);
 			without_extension = NIL;

@@ -143,7 +143,7 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 		OutboxEntry *entry = outbox_batch_entry(batch, index);
 
 		/* Another of several in flight of its key may have been refused meanwhile. */
-		if (entry->key->refused > 0 && !entry->in_queue)
+		if (entry->key->refused > 0)
 			outbox_batch_settle(batch, index, OUTBOX_BEHIND, NULL);
 		else
 			send_again(publisher, index);

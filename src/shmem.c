@@ -210,7 +210,6 @@ outbox_shmem_request_scan(OutboxScan scan)
 {
 	if (outbox_shared == NULL)
 		return;
-	if (pg_atomic_read_u32(&outbox_shared->scan_requested) < scan)
-		pg_atomic_write_u32(&outbox_shared->scan_requested, scan);
+	pg_atomic_fetch_or_u32(&outbox_shared->scan_requested, scan);
 	outbox_shmem_wake_launcher();
 }

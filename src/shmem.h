@@ -59,9 +59,9 @@ typedef struct OutboxSlot
 
 typedef enum OutboxScan
 {
-	OUTBOX_SCAN_NONE,
-	OUTBOX_SCAN_NEW,			/* for those it does not know */
-	OUTBOX_SCAN_ALL				/* and those in which it found no extension */
+	OUTBOX_SCAN_NONE = 0,
+	OUTBOX_SCAN_NEW = 1,		/* for those it does not know */
+	OUTBOX_SCAN_ALL = 2			/* and those in which it found no extension */
 } OutboxScan;
 
 typedef struct OutboxShared
@@ -69,7 +69,7 @@ typedef struct OutboxShared
 	LWLock	   *lock;
 	pid_t		launcher_pid;	/* 0: not running */
 	int			launcher_procno;
-	pg_atomic_uint32 scan_requested;	/* OutboxScan: launcher, look for databases */
+	pg_atomic_uint32 scan_requested;	/* bits of OutboxScan: look for databases */
 	int			slot_count;
 	OutboxSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } OutboxShared;

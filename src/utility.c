@@ -181,10 +181,10 @@ static void
 commit_prepared(void)
 {
 	outbox_wake_worker_at_commit();
-	if (outbox_shmem_find(MyDatabaseId) != NULL)
-		outbox_wake_control_at_commit();
-	else if (outbox_shared != NULL && OidIsValid(get_extension_oid("outbox", true)))
-		outbox_wake_launcher_at_commit();	/* it was CREATE EXTENSION */
+	outbox_wake_control_at_commit();
+	/* It may have been CREATE EXTENSION; to say so once more does no harm. */
+	if (outbox_shared != NULL && OidIsValid(get_extension_oid("outbox", true)))
+		outbox_wake_launcher_at_commit();
 }
 
 static void

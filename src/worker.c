@@ -54,6 +54,7 @@
 #include "worker.h"
 
 #define FAREWELL_MS			150		/* wait so long for confirms when told to leave */
+#define LAST_RECORDS_MS		1000	/* and record for so long what has been settled */
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 
@@ -73,6 +74,7 @@ typedef struct Worker
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
 	TimestampTz answered_at;	/* the broker last answered, or had nothing to answer */
+	size_t		unsent;			/* bytes of output when last looked at */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz next_gate;		/* the gate is shut: look again */
@@ -149,10 +151,14 @@ answer_deadline(void)
 static void
 watch_answers(bool answered)
 {
+	OutboxBuffer *output = outbox_broker_output(worker->publisher.broker);
+	size_t		unsent = output->end - output->start;
 	char		why[128];
 
-	if (answered || answer_deadline() == DT_NOEND)
+	/* A large message on a slow line takes its time: bytes that move count. */
+	if (answered || unsent != worker->unsent || answer_deadline() == DT_NOEND)
 		worker->answered_at = worker->now;
+	worker->unsent = unsent;
 	if (answer_deadline() > worker->now)
 		return;
 	snprintf(why, sizeof(why), "it has confirmed nothing for %d s with %d messages in flight",
@@ -243,7 +249,7 @@ publish(void)
 		return;
 
 	outbox_publish_unsent(publisher);
-	if (publisher->batch->resend == publisher->batch->tail)
+	if (!outbox_publish_has_unsent(publisher))
 	{
 		if (worker->next_due <= worker->now)
 			worker->next_due = outbox_deferred_pick(worker->now,
@@ -476,7 +482,9 @@ collect_confirms(void)
 		outbox_broker_turn(worker->publisher.broker, worker->now);
 		take_events();
 		if (worker->publisher.batch->in_flight > 0)
-			wait_for_something(deadline);
+			outbox_wait(worker->publisher.broker,
+						TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
+		worker->now = GetCurrentTimestamp();
 	}
 }
 
@@ -523,6 +531,22 @@ begin_where_recorded(void)
 	worker->emptying_due = true;
 }
 
+/* What is settled is recorded, in as many transactions as it takes. */
+static void
+record_everything(void)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   LAST_RECORDS_MS);
+
+	while (outbox_batch_head_settled(worker->publisher.batch) &&
+		   (worker->now = GetCurrentTimestamp()) < deadline)
+	{
+		record_progress();
+		if (worker->locked_until > worker->now)
+			outbox_wait(worker->publisher.broker, LOCKED_RETRY_MS);
+	}
+}
+
 static void
 run(void)
 {
@@ -540,8 +564,7 @@ run(void)
 			wait_for_something(next_deadline());
 	}
 	collect_confirms();
-	worker->locked_until = 0;
-	record_progress();
+	record_everything();
 	leave();
 }
 
