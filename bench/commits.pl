@@ -30,7 +30,7 @@ print $out <<'END';
 \set customer random(1, 10000)
 BEGIN;
 INSERT INTO orders (customer) VALUES (:customer);
-SELECT outbox.enqueue('', 'bench', repeat('x', 200), ordering_key => NULL);
+SELECT outbox.enqueue('', 'bench', repeat('x', 200));
 COMMIT;
 END
 close $out;
@@ -51,15 +51,31 @@ sub median
 	return $sorted[ $#sorted / 2 ];
 }
 
+# Where the worker shall connect to, and the condition that it has noticed.
+sub connect_to
+{
+	my ($uri, $condition) = @_;
+
+	$playground->sql("ALTER SYSTEM SET outbox.uri = '$uri'");
+	$playground->sql('SELECT pg_reload_conf()');
+	$playground->wait_sql('the worker to follow outbox.uri',
+		"SELECT $condition FROM outbox.worker_status()");
+	return;
+}
+
 my %states = (
+	unresolvable => [
+		sub { connect_to('amqp://guest:guest@broker.outbox.example/', q{state = 'connecting'}) },
+		sub { connect_to($broker->uri, 'connected_since IS NOT NULL') } ],
 	healthy => [ sub { }, sub { } ],
 	frozen => [ sub { $broker->sigstop }, sub { $broker->sigcont } ],
 	blocked => [ sub { $broker->set_memory_alarm }, sub { $broker->clear_memory_alarm } ]);
 my @names = qw(healthy frozen blocked);
+push @names, 'unresolvable' if $ENV{OUTBOX_SILENT_DNS};    # see ./dev
 my %results;
 
 printf "transactions per second, %d clients, %d s each\n\n", $clients, $seconds;
-printf "%5s" . ('%12s' x @names) . "\n", 'round', @names;
+printf "%5s" . ('%14s' x @names) . "\n", 'round', @names;
 for my $round (1 .. $rounds)
 {
 	my %now;
@@ -73,9 +89,14 @@ for my $round (1 .. $rounds)
 		$playground->wait_connected;
 		$playground->wait_drained(120);
 	}
-	printf "%5d" . ('%12.0f' x @names) . "\n", $round, @now{@names};
+	printf "%5d" . ('%14.0f' x @names) . "\n", $round, @now{@names};
 }
-printf "\nmedian: healthy %.0f; frozen %.0f, ratio %.2f; blocked %.0f, ratio %.2f\n",
-  median(@{ $results{healthy} }),
-  map { (median(@{ $results{$_} }), median(@{ $results{$_} }) / median(@{ $results{healthy} })) }
-  qw(frozen blocked);
+my $healthy = median(@{ $results{healthy} });
+printf "\nmedian: healthy %.0f", $healthy;
+for my $name (@names[ 1 .. $#names ])
+{
+	my $median = median(@{ $results{$name} });
+
+	printf '; %s %.0f, ratio %.2f', $name, $median, $median / $healthy;
+}
+print "\n";
