@@ -139,7 +139,7 @@ COMMENT ON SEQUENCE outbox.deferred_place_seq IS 'places in the queue behind an 
 
 CREATE TABLE outbox.deferred (
 	LIKE outbox.message_0 INCLUDING STORAGE,
-	reason text NOT NULL CHECK (reason IN ('scheduled', 'retry', 'behind')),
+	reason text NOT NULL CHECK (reason IN ('scheduled', 'retry', 'behind', 'exchange', 'stalled')),
 	due_at timestamptz NOT NULL,
 	attempts integer NOT NULL,
 	last_error text,
@@ -149,11 +149,15 @@ CREATE TABLE outbox.deferred (
 CREATE INDEX deferred_due_at_place_idx ON outbox.deferred (due_at, place);
 CREATE INDEX deferred_ordering_key_place_idx ON outbox.deferred (ordering_key, place)
 	WHERE ordering_key IS NOT NULL AND reason <> 'scheduled';
-COMMENT ON TABLE outbox.deferred IS 'messages that wait: for deliver_at, for another attempt, or behind a message with the same ordering key';
-COMMENT ON COLUMN outbox.deferred.reason IS 'scheduled: until deliver_at; retry: the broker did not take it; behind: a message with the same ordering key comes first';
-COMMENT ON COLUMN outbox.deferred.due_at IS 'when it is published next; infinity while it waits behind another';
+CREATE INDEX deferred_exchange_place_idx ON outbox.deferred (exchange, place)
+	WHERE reason = 'exchange';
+CREATE INDEX deferred_exchange_routing_key_place_idx ON outbox.deferred (exchange, routing_key, place)
+	WHERE reason = 'stalled';
+COMMENT ON TABLE outbox.deferred IS 'messages that wait: for deliver_at, for another attempt, behind a message with the same ordering key, or for their destination';
+COMMENT ON COLUMN outbox.deferred.reason IS 'scheduled: until deliver_at; retry: the broker did not take it; behind: a message with the same ordering key comes first; exchange: until its exchange can be used; stalled: until its exchange and routing key take messages';
+COMMENT ON COLUMN outbox.deferred.due_at IS 'when it is published next; infinity while it waits for something other than time';
 COMMENT ON COLUMN outbox.deferred.attempts IS 'times the broker did not take it';
-COMMENT ON COLUMN outbox.deferred.place IS 'its place in the queue of its ordering key';
+COMMENT ON COLUMN outbox.deferred.place IS 'its place in the queue of its ordering key, or of its destination';
 
 CREATE TABLE outbox.dead_letter (
 	LIKE outbox.message_0 INCLUDING STORAGE,
@@ -239,6 +243,14 @@ SELECT w.database, w.worker_pid, w.state, w.broker, w.connected_since,
 	w.reconnects, w.last_error, w.last_error_at
 FROM outbox.worker_status() w, outbox.backlog() b;
 COMMENT ON VIEW outbox.status IS 'one row: how the outbox of this database is doing';
+
+CREATE VIEW outbox.unavailable AS
+SELECT reason, exchange, CASE WHEN reason = 'stalled' THEN routing_key END AS routing_key,
+	count(*) AS messages, min(enqueued_at) AS oldest,
+	(array_agg(last_error ORDER BY place) FILTER (WHERE last_error IS NOT NULL))[1] AS last_error
+FROM outbox.deferred WHERE reason IN ('exchange', 'stalled')
+GROUP BY 1, 2, 3;
+COMMENT ON VIEW outbox.unavailable IS 'destinations that take no messages at the moment, and how many wait for each';
 
 CREATE VIEW outbox.message AS
 SELECT s.id, s.message_id,
@@ -341,7 +353,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.status, outbox.deferred, outbox.dead_letter, outbox.held TO pg_monitor;
+GRANT SELECT ON outbox.status, outbox.unavailable, outbox.deferred, outbox.dead_letter, outbox.held TO pg_monitor;
 GRANT EXECUTE ON FUNCTION outbox.worker_status(), outbox.backlog() TO pg_monitor;
 -- backlog() asks where the sequence is
 GRANT SELECT ON SEQUENCE outbox.message_id_seq TO pg_monitor;

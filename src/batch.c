@@ -193,13 +193,15 @@ outbox_batch_take_ready(OutboxBatch *batch)
 }
 
 void
-outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size)
+outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, TimestampTz now)
 {
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
 	entry->outcome = OUTBOX_SENT;
 	entry->returned = false;
 	entry->size = size;
+	entry->sent_at = now;
+	entry->sent_end = batch->sent_bytes += size;
 	entry->delivery_tag = batch->next_tag++;
 	batch->published[entry->delivery_tag % PUBLISHED_SIZE] = index;
 	batch->in_flight++;
@@ -221,6 +223,34 @@ outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag)
 	if (entry->outcome != OUTBOX_SENT || entry->delivery_tag != delivery_tag)
 		return OUTBOX_NO_ENTRY;
 	return index;
+}
+
+uint64
+outbox_batch_oldest_in_flight(OutboxBatch *batch)
+{
+	return batch->in_flight == 0 ? OUTBOX_NO_ENTRY :
+		outbox_batch_in_flight(batch, batch->lowest_tag);
+}
+
+/*
+ * A queue that does not answer in time makes the broker stop reading, so what was
+ * sent after the last one that was answered may not have been read at all: it
+ * is suspected only if there is nothing before.
+ */
+void
+outbox_batch_suspect(OutboxBatch *batch, TimestampTz sent_by, OutboxScope scope)
+{
+	uint64		end = batch->lowest_tag < batch->highest_answered ?
+		batch->highest_answered : batch->next_tag;
+
+	for (uint64 tag = batch->lowest_tag; tag < end; tag++)
+	{
+		uint64		index = outbox_batch_in_flight(batch, tag);
+
+		if (index != OUTBOX_NO_ENTRY &&
+			(outbox_batch_entry(batch, index)->sent_at <= sent_by || tag == batch->lowest_tag))
+			outbox_batch_entry(batch, index)->suspect = scope;
+	}
 }
 
 /* Its turn in the key is over; whoever waited next gets it. */
@@ -275,6 +305,7 @@ outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, con
 	Assert(entry->outcome == OUTBOX_WAITING || entry->outcome == OUTBOX_SENT);
 	if (entry->outcome == OUTBOX_SENT)
 	{
+		batch->highest_answered = Max(batch->highest_answered, entry->delivery_tag);
 		batch->in_flight--;
 		batch->in_flight_bytes -= entry->size;
 	}
@@ -296,6 +327,14 @@ outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, con
 	while (batch->lowest_tag < batch->next_tag &&
 		   outbox_batch_in_flight(batch, batch->lowest_tag) == OUTBOX_NO_ENTRY)
 		batch->lowest_tag++;
+}
+
+void
+outbox_batch_settle_unavailable(OutboxBatch *batch, uint64 index, OutboxScope scope,
+								const char *error)
+{
+	outbox_batch_entry(batch, index)->unavailable = scope;
+	outbox_batch_settle(batch, index, OUTBOX_UNAVAILABLE, error);
 }
 
 void
@@ -328,6 +367,8 @@ outbox_batch_unsend(OutboxBatch *batch)
 	batch->resend = batch->head;
 	batch->in_flight = 0;
 	batch->in_flight_bytes = 0;
+	batch->sent_bytes = 0;
+	batch->highest_answered = 0;
 	batch->next_tag = batch->lowest_tag = 1;
 }
 

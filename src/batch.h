@@ -25,6 +25,7 @@ typedef enum OutboxOutcome
 	OUTBOX_UNSENDABLE,			/* its header fits no frame of this broker */
 	OUTBOX_SCHEDULED,			/* deliver_at is in the future */
 	OUTBOX_BEHIND,				/* has to queue up in deferred behind its key */
+	OUTBOX_UNAVAILABLE,			/* has to wait in deferred for its destination */
 	OUTBOX_VANISHED				/* somebody deleted the row */
 } OutboxOutcome;
 
@@ -32,8 +33,17 @@ typedef enum OutboxOutcome
 static inline bool
 outbox_outcome_is_refusal(OutboxOutcome outcome)
 {
-	return outcome == OUTBOX_RETURNED || outcome == OUTBOX_NACKED || outcome == OUTBOX_REJECTED;
+	return outcome == OUTBOX_RETURNED || outcome == OUTBOX_NACKED ||
+		outcome == OUTBOX_REJECTED || outcome == OUTBOX_UNAVAILABLE;
 }
+
+/* What of a message's destination does not work, if anything (breaker.c). */
+typedef enum OutboxScope
+{
+	OUTBOX_SCOPE_NONE,
+	OUTBOX_SCOPE_EXCHANGE,		/* its exchange: missing, or forbidden to us */
+	OUTBOX_SCOPE_ROUTE			/* its exchange and routing key: confirms nothing */
+} OutboxScope;
 
 #define OUTBOX_KEY_SIZE 256		/* an ordering key and its terminator */
 #define OUTBOX_NO_ENTRY UINT64_MAX
@@ -56,7 +66,9 @@ typedef struct OutboxEntry
 	int64		id;
 	struct OutboxWindow *window;	/* NULL: from deferred */
 	OutboxKey  *key;			/* NULL: none */
-	uint64		delivery_tag;	/* if sent */
+	uint64		delivery_tag;	/* if sent, or if it was; 0: never */
+	uint64		sent_end;		/* if sent: batch's sent_bytes after it */
+	TimestampTz sent_at;		/* if sent: when it was encoded */
 	uint64		next_waiting;	/* entry index, OUTBOX_NO_ENTRY: none */
 	char	   *error;			/* the broker's words, palloc'd; NULL: none */
 	TimestampTz deliver_at;
@@ -66,7 +78,10 @@ typedef struct OutboxEntry
 	uint8		outcome;		/* OutboxOutcome */
 	bool		returned;		/* basic.return came, its ack is still to come */
 	bool		has_turn;		/* holds one of the turns of its key */
-	bool		in_queue;		/* from deferred, where it is in its key's queue */
+	bool		in_queue;		/* from deferred, where it is in a queue */
+	bool		released;		/* from deferred, when its destination was back */
+	uint8		suspect;		/* OutboxScope: what it is to be looked at for */
+	uint8		unavailable;	/* OutboxScope: why, if OUTBOX_UNAVAILABLE */
 } OutboxEntry;
 
 /*
@@ -84,14 +99,18 @@ typedef struct OutboxBatch
 	uint64		resend;			/* entries from here on may have to be sent (again) */
 	uint64		gated;			/* entries from here on wait for the durability gate */
 	uint64		careful_until;	/* while an entry below is unsettled: one at a time */
+	bool		find_culprit;	/* `refusal` may name the exchange of one of them */
+	char		refusal[512];	/* why the channel was last closed */
 	int64		suspect_id;		/* oldest unsettled when a connection was closed on us */
 	uint64		first_ready;	/* entries whose turn has come in their key */
 	uint64		last_ready;
 	uint64	   *published;		/* entry index by delivery tag, a ring as well */
 	uint64		next_tag;
 	uint64		lowest_tag;		/* all below are settled */
+	uint64		highest_answered;	/* delivery tag; all above are in flight */
 	int			in_flight;
 	Size		in_flight_bytes;
+	uint64		sent_bytes;		/* on this channel, those still in the output included */
 	int			waiting;		/* for a turn in their key */
 	struct HTAB *keys;
 	struct HTAB *from_deferred;	/* ids of deferred that must not be picked now */
@@ -116,7 +135,7 @@ extern uint64 outbox_batch_append(OutboxBatch *batch, const OutboxMessage *messa
 extern bool outbox_batch_take_turn(OutboxBatch *batch, uint64 index);
 
 /* It is on its way under the next delivery tag. */
-extern void outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size);
+extern void outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, TimestampTz now);
 
 /* Its fate is known.  `error` is copied, NULL if there is none. */
 extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
@@ -125,8 +144,21 @@ extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
 /* All that is sent and not settled must be sent again, on a new channel. */
 extern void outbox_batch_unsend(OutboxBatch *batch);
 
+/* Its destination does not work, as far as `scope` says. */
+extern void outbox_batch_settle_unavailable(OutboxBatch *batch, uint64 index,
+											OutboxScope scope, const char *error);
+
 /* The entry under a delivery tag, OUTBOX_NO_ENTRY if it is not in flight. */
 extern uint64 outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag);
+
+/* The one that has been in flight for longest, OUTBOX_NO_ENTRY if none is. */
+extern uint64 outbox_batch_oldest_in_flight(OutboxBatch *batch);
+
+/*
+ * The oldest in flight is not answered: those that may be the reason, sent by
+ * then, are to be looked at for `scope`.
+ */
+extern void outbox_batch_suspect(OutboxBatch *batch, TimestampTz sent_by, OutboxScope scope);
 
 /* Take the next entry whose turn has come; OUTBOX_NO_ENTRY: none. */
 extern uint64 outbox_batch_take_ready(OutboxBatch *batch);

@@ -12,7 +12,9 @@
  *		all that came behind it and answered for none, so the culprit cannot be
  *		told from the innocent. They are sent again one at a time
  *		(careful_until) until the channel closes on a message that is alone in
- *		flight.
+ *		flight. If the broker's words blame an exchange, publish.c first looks
+ *		for it among them (find_culprit), and then all goes on at full speed but
+ *		for that exchange (breaker.c).
  *
  *		The broker is not trusted: a tag that is not in flight is reported, not
  *		looked up.
@@ -21,7 +23,10 @@
 
 #include "confirm.h"
 
+/* Codes of AMQP. */
 #define CONNECTION_FORCED 320	/* the broker is shut down, or an operator closed us */
+#define ACCESS_REFUSED	403
+#define NOT_FOUND		404
 
 static void
 settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
@@ -31,8 +36,7 @@ settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
 	if (!ack)
 	{
 		tally->nacked++;
-		outbox_batch_settle(batch, index, OUTBOX_NACKED,
-							"refused by RabbitMQ (basic.nack): a queue is full, or not available");
+		outbox_batch_settle(batch, index, OUTBOX_NACKED, OUTBOX_NACKED_TEXT);
 	}
 	else if (entry->returned)
 	{
@@ -74,11 +78,19 @@ apply_answer(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *ta
 	return NULL;
 }
 
-static const char *
-apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
+char *
+outbox_confirm_return_text(MemoryContext context, const OutboxBrokerEvent *event)
 {
 	char		words[sizeof(event->text) + 64];
 
+	snprintf(words, sizeof(words), "returned by RabbitMQ, no queue takes it: %u %s",
+			 event->code, event->text);
+	return MemoryContextStrdup(context, words);
+}
+
+static const char *
+apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
+{
 	for (uint64 tag = batch->lowest_tag; tag < batch->next_tag; tag++)
 	{
 		uint64		index = outbox_batch_in_flight(batch, tag);
@@ -90,35 +102,40 @@ apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
 		if (entry->id != event->id || entry->returned)
 			continue;
 		entry->returned = true;
-		snprintf(words, sizeof(words), "returned by RabbitMQ, no queue takes it: %u %s",
-				 event->code, event->text);
-		entry->error = MemoryContextStrdup(batch->context, words);
+		entry->error = outbox_confirm_return_text(batch->context, event);
 		return NULL;
 	}
 	return "it returned a message that was never sent to it";
 }
 
-/* The oldest message in flight, OUTBOX_NO_ENTRY if none is. */
-static uint64
-oldest_in_flight(OutboxBatch *batch)
+/* Is what was refused the exchange, for whatever message, and not one routing key? */
+bool
+outbox_confirm_blames_exchange(uint16 code, const char *text)
 {
-	return batch->in_flight == 0 ? OUTBOX_NO_ENTRY :
-		outbox_batch_in_flight(batch, batch->lowest_tag);
+	return code == NOT_FOUND || (code == ACCESS_REFUSED && strstr(text, "topic '") == NULL);
 }
 
 /* The broker ended the channel, or the connection, because of something we sent. */
 static void
 apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
 {
-	uint64		oldest = oldest_in_flight(batch);
+	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+	bool		exchange = event->type == OUTBOX_EVENT_CHANNEL_CLOSED &&
+		outbox_confirm_blames_exchange(event->code, event->text);
 
 	if (oldest == OUTBOX_NO_ENTRY)
 		return;
+	strlcpy(batch->refusal, event->text, sizeof(batch->refusal));
 	/* One of which nothing has been sent is not to blame. */
-	if (batch->in_flight == 1 && event->unsent < outbox_batch_entry(batch, oldest)->size)
-		outbox_batch_settle(batch, oldest, OUTBOX_REJECTED, event->text);
-	else
+	if (batch->in_flight > 1 || event->unsent >= outbox_batch_entry(batch, oldest)->size)
+	{
 		batch->careful_until = batch->tail;
+		batch->find_culprit = exchange;
+	}
+	else if (exchange)
+		outbox_batch_entry(batch, oldest)->suspect = OUTBOX_SCOPE_EXCHANGE;
+	else
+		outbox_batch_settle(batch, oldest, OUTBOX_REJECTED, event->text);
 }
 
 /*
@@ -128,7 +145,7 @@ apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
 static void
 apply_loss(OutboxBatch *batch, const OutboxBrokerEvent *event)
 {
-	uint64		oldest = oldest_in_flight(batch);
+	uint64		oldest = outbox_batch_oldest_in_flight(batch);
 	int64		suspect = oldest == OUTBOX_NO_ENTRY ? 0 : outbox_batch_entry(batch, oldest)->id;
 
 	if (event->code == 0 || event->code == CONNECTION_FORCED || suspect == 0)

@@ -23,4 +23,12 @@ typedef struct OutboxTally
 extern const char *outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event,
 										OutboxTally *tally);
 
+#define OUTBOX_NACKED_TEXT "refused by RabbitMQ (basic.nack): a queue is full, or not available"
+
+/* What a basic.return says, palloc'd in `context`. */
+extern char *outbox_confirm_return_text(MemoryContext context, const OutboxBrokerEvent *event);
+
+/* Does a channel closed with these words mean that an exchange is missing or forbidden? */
+extern bool outbox_confirm_blames_exchange(uint16 code, const char *text);
+
 #endif							/* OUTBOX_CONFIRM_H */

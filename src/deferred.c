@@ -12,10 +12,17 @@
  *		infinity. Whoever removes a first row makes the next one due in the
  *		same transaction.
  *
+ *		The queue of a destination is the rows that wait for it (reason
+ *		'exchange' or 'stalled'), in order of place, all due at infinity: it is
+ *		taken up when the destination works again (breaker.c, probe.c). A row
+ *		that has an ordering key waits there as the first of its key's queue.
+ *
  *		An operator may hold locks on rows here. The worker never waits for
  *		them: outbox_deferred_lock() leaves locked rows for another time.
  */
 #include "pgcompat.h"
+
+#include <math.h>
 
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -29,8 +36,6 @@
 #include "deferred.h"
 #include "query.h"
 #include "settings.h"
-
-
 
 /* Read so many rows that are due, and so many behind each, at a time. */
 #define PICK_ROWS 100
@@ -79,7 +84,8 @@ static OutboxQuery exist_query = {
 /* Rows that an operator has locked are passed over: waiting for them would end the worker. */
 #define PROMOTE(keys) \
 	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM" \
-	" outbox.deferred d WHERE d.due_at = 'infinity' AND d.id = ANY (ARRAY(SELECT " \
+	" outbox.deferred d WHERE d.due_at = 'infinity' AND d.reason IN ('retry', 'behind')" \
+	" AND d.id = ANY (ARRAY(SELECT " \
 	FIRST_OF_QUEUE " FROM " keys " o (k))) FOR UPDATE SKIP LOCKED)"
 
 static OutboxQuery promote_query = {
@@ -131,6 +137,41 @@ static OutboxQuery follow_query = {
 	3, {TEXTOID, INT8OID, INT8OID}
 };
 
+static OutboxQuery waiting_query[] = {
+	[OUTBOX_SCOPE_EXCHANGE] = {
+		"SELECT * FROM outbox.deferred WHERE reason = 'exchange' AND exchange = $1"
+		" AND place > $3 AND $2 = '' ORDER BY place LIMIT $4",
+		4, {TEXTOID, TEXTOID, INT8OID, INT8OID}
+	},
+	[OUTBOX_SCOPE_ROUTE] = {
+		"SELECT * FROM outbox.deferred WHERE reason = 'stalled' AND exchange = $1"
+		" AND routing_key = $2 AND place > $3 ORDER BY place LIMIT $4",
+		4, {TEXTOID, TEXTOID, INT8OID, INT8OID}
+	}
+};
+
+/* From name to name by the index, as above. */
+static OutboxQuery destinations_query[] = {
+	[OUTBOX_SCOPE_EXCHANGE] = {
+		"WITH RECURSIVE e AS ((SELECT exchange FROM outbox.deferred WHERE reason = 'exchange'"
+		" ORDER BY exchange LIMIT 1) UNION ALL SELECT n.exchange FROM e, LATERAL"
+		" (SELECT d.exchange FROM outbox.deferred d WHERE d.reason = 'exchange'"
+		" AND d.exchange > e.exchange ORDER BY d.exchange LIMIT 1) n)"
+		" SELECT exchange, ''::text FROM e LIMIT $1",
+		1, {INT8OID}
+	},
+	[OUTBOX_SCOPE_ROUTE] = {
+		"WITH RECURSIVE r AS ((SELECT exchange, routing_key FROM outbox.deferred"
+		" WHERE reason = 'stalled' ORDER BY exchange, routing_key LIMIT 1)"
+		" UNION ALL SELECT n.exchange, n.routing_key FROM r, LATERAL"
+		" (SELECT d.exchange, d.routing_key FROM outbox.deferred d WHERE d.reason = 'stalled'"
+		" AND (d.exchange, d.routing_key) > (r.exchange, r.routing_key)"
+		" ORDER BY d.exchange, d.routing_key LIMIT 1) n)"
+		" SELECT exchange, routing_key FROM r LIMIT $1",
+		1, {INT8OID}
+	}
+};
+
 static OutboxQuery next_query = {
 	"SELECT due_at FROM outbox.deferred WHERE due_at > $1 ORDER BY due_at LIMIT 1",
 	1, {TIMESTAMPTZOID}
@@ -152,6 +193,16 @@ outbox_aside_add(OutboxAside *aside, int64 id, const char *reason,
 	ADD(places, Int64GetDatum(place), INT8OID);
 #undef ADD
 	aside->count++;
+}
+
+TimestampTz
+outbox_deferred_retry_at(TimestampTz now, int attempts)
+{
+	double		delay = ldexp(outbox_retry_delay_min, Min(attempts - 1, 30));
+
+	/* Varied, so that many do not come back at once. */
+	delay = Min(delay, (double) Max(outbox_retry_delay_max, outbox_retry_delay_min));
+	return TimestampTzPlusMilliseconds(now, (int64) (delay * (0.8 + 0.4 * outbox_random())));
 }
 
 int64
@@ -338,17 +389,10 @@ next_due(TimestampTz now)
 	return result;
 }
 
-typedef enum TakeResult
-{
-	TAKE_TAKEN,
-	TAKE_BUSY,					/* it is in the batch, or waits to be recorded */
-	TAKE_FULL					/* there is no room for more */
-} TakeResult;
-
-/* Hand one row of the current result on. */
-static TakeResult
+/* Hand one row of the current result on; false: it is busy. */
+static bool
 take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
-		 OutboxMessage *message, bool *in_queue, int64 *place)
+		 OutboxMessage *message, bool *in_queue, int64 *place, OutboxTaken *taken)
 {
 	HeapTuple	tuple = SPI_tuptable->vals[row];
 	TupleDesc	desc = SPI_tuptable->tupdesc;
@@ -359,37 +403,73 @@ take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
 	*in_queue = strcmp(TextDatumGetCString(reason), "scheduled") != 0;
 	outbox_message_from_tuple(message, tuple, desc, OUTBOX_DEFERRED);
 	if (hash_search(busy, &message->id, HASH_FIND, NULL) != NULL)
-		return TAKE_BUSY;
-	return take(arg, message, *in_queue) ? TAKE_TAKEN : TAKE_FULL;
+		return false;
+	*taken = take(arg, message, *in_queue);
+	return true;
 }
 
 /*
  * Take some of those that wait behind a message of a queue as well: they go out
  * one by one as those before are confirmed, without a record in between.  One
- * that is busy ends the run: what comes behind it must not pass it.
+ * that is busy, or is set aside, ends the run: what comes behind it must not
+ * pass it.
  */
-static TakeResult
+static OutboxTaken
 take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,
 			   OutboxTake take, void *arg)
 {
 	Datum		args[3];
 	uint64		rows;
-	TakeResult	result = TAKE_TAKEN;
+	OutboxTaken taken = OUTBOX_TAKEN;
 
 	args[0] = PointerGetDatum(cstring_to_text_with_len(head->ordering_key.data,
 													   head->ordering_key.len));
 	args[1] = Int64GetDatum(place);
 	args[2] = Int64GetDatum(FOLLOWERS);
 	rows = outbox_query_run(&follow_query, args);
-	for (uint64 i = 0; i < rows && result == TAKE_TAKEN; i++)
+	for (uint64 i = 0; i < rows && taken == OUTBOX_TAKEN; i++)
 	{
 		OutboxMessage message;
 		bool		in_queue;
 
-		result = take_row(i, busy, take, arg, &message, &in_queue, &place);
+		if (!take_row(i, busy, take, arg, &message, &in_queue, &place, &taken))
+			break;
 	}
 	outbox_query_done();
-	return result;
+	return taken;
+}
+
+/*
+ * Hand on the rows of the current result, each with those behind it, until
+ * `limit` are taken or there is no more room. Returns how many; *place: of the
+ * last of them.
+ */
+static int
+take_rows(uint64 rows, int limit, struct HTAB *busy, OutboxTake take, void *arg,
+		  int64 *place, bool *full)
+{
+	int			count = 0;
+
+	*full = false;
+	for (uint64 i = 0; i < rows && count < limit && !*full; i++)
+	{
+		OutboxMessage message;
+		OutboxTaken taken;
+		bool		in_queue;
+		int64		at;
+
+		if (take_row(i, busy, take, arg, &message, &in_queue, &at, &taken))
+		{
+			*full = taken == OUTBOX_TAKEN_NOT;
+			if (*full)
+				break;
+			count++;
+			if (taken == OUTBOX_TAKEN && in_queue && message.ordering_key.data)
+				*full = take_followers(&message, at, busy, take, arg) == OUTBOX_TAKEN_NOT;
+			*place = at;
+		}
+	}
+	return count;
 }
 
 TimestampTz
@@ -399,22 +479,61 @@ outbox_deferred_pick(TimestampTz now, struct HTAB *busy, OutboxTake take,
 	Datum		args[2];
 	uint64		rows;
 	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
-	TakeResult	result = TAKE_TAKEN;
+	int64		place;
+	bool		full;
 
 	/* As many more as may have to be passed over. */
 	args[0] = TimestampTzGetDatum(now);
 	args[1] = Int64GetDatum(limit);
 	rows = outbox_query_run(&due_query, args);
-	for (uint64 i = 0; i < rows && result != TAKE_FULL; i++)
-	{
-		OutboxMessage message;
-		bool		in_queue;
-		int64		place;
-
-		result = take_row(i, busy, take, arg, &message, &in_queue, &place);
-		if (result == TAKE_TAKEN && in_queue && message.ordering_key.data)
-			result = take_followers(&message, place, busy, take, arg);
-	}
+	(void) take_rows(rows, rows, busy, take, arg, &place, &full);
 	outbox_query_done();
-	return result == TAKE_FULL || rows == limit ? now : next_due(now);
+	return full || rows == limit ? now : next_due(now);
+}
+
+int
+outbox_deferred_pick_waiting(const OutboxDestination *destination, int64 *place,
+							 int limit, struct HTAB *busy,
+							 OutboxTake take, void *arg, bool *full)
+{
+	Datum		args[4];
+	uint64		rows;
+	int			count;
+
+	args[0] = CStringGetTextDatum(destination->exchange);
+	args[1] = CStringGetTextDatum(destination->routing_key);
+	args[2] = Int64GetDatum(*place);
+	args[3] = Int64GetDatum(limit + hash_get_num_entries(busy));
+	rows = outbox_query_run(&waiting_query[destination->scope], args);
+	count = take_rows(rows, limit, busy, take, arg, place, full);
+	outbox_query_done();
+	return count;
+}
+
+void
+outbox_deferred_list_destinations(int limit, OutboxFound found, void *arg)
+{
+	Datum		args[1];
+
+	args[0] = Int64GetDatum(limit);
+	for (int scope = OUTBOX_SCOPE_EXCHANGE; scope <= OUTBOX_SCOPE_ROUTE; scope++)
+	{
+		uint64		rows = outbox_query_run(&destinations_query[scope], args);
+
+		for (uint64 i = 0; i < rows; i++)
+		{
+			HeapTuple	tuple = SPI_tuptable->vals[i];
+			TupleDesc	desc = SPI_tuptable->tupdesc;
+			OutboxDestination destination;
+			char	   *exchange = SPI_getvalue(tuple, desc, 1);
+			char	   *routing_key = SPI_getvalue(tuple, desc, 2);
+
+			memset(&destination, 0, sizeof(destination));
+			destination.scope = scope;
+			strlcpy(destination.exchange, exchange, OUTBOX_NAME_SIZE);
+			strlcpy(destination.routing_key, routing_key, OUTBOX_NAME_SIZE);
+			found(arg, &destination);
+		}
+		outbox_query_done();
+	}
 }

@@ -8,12 +8,23 @@
 #include "batch.h"
 #include "utils/array.h"
 
+/* Longer than any name in any encoding: AMQP allows 255 bytes of UTF-8. */
+#define OUTBOX_NAME_SIZE 512
+
+/* Where messages go; what a queue of deferred may wait for as a whole. */
+typedef struct OutboxDestination
+{
+	int			scope;			/* OutboxScope */
+	char		exchange[OUTBOX_NAME_SIZE];
+	char		routing_key[OUTBOX_NAME_SIZE];	/* "" for OUTBOX_SCOPE_EXCHANGE */
+} OutboxDestination;
+
 /* Columns of the messages that one statement sets aside. */
 typedef struct OutboxAside
 {
 	int			count;
 	ArrayBuildState *ids;
-	ArrayBuildState *reasons;	/* scheduled, retry, behind */
+	ArrayBuildState *reasons;	/* scheduled, retry, behind, exchange, stalled */
 	ArrayBuildState *due;
 	ArrayBuildState *attempts;
 	ArrayBuildState *errors;	/* '' for none */
@@ -95,8 +106,15 @@ extern void outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, Outbox
 extern bool outbox_deferred_has_queue(OutboxBytes key);
 extern bool outbox_deferred_has_queues(void);
 
-/* Takes up one message; false: no more. */
-typedef bool (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
+/* What has become of a message that was handed on. */
+typedef enum OutboxTaken
+{
+	OUTBOX_TAKEN,				/* on its way, or in line for it */
+	OUTBOX_TAKEN_ASIDE,			/* to be set aside again */
+	OUTBOX_TAKEN_NOT			/* no room for it */
+} OutboxTaken;
+
+typedef OutboxTaken (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
 
 /*
  * Hand the messages that are due to `take`, oldest due time first, each
@@ -106,5 +124,22 @@ typedef bool (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_que
  */
 extern TimestampTz outbox_deferred_pick(TimestampTz now, struct HTAB *busy,
 										OutboxTake take, void *arg);
+
+/*
+ * Hand at most `limit` messages that wait for a destination to `take`, in their
+ * order, beginning after *place, which is moved on; followed by those behind
+ * them, and passing over those in `busy`, as above. Returns how many were
+ * handed on; *full is set if there was no room for another.
+ */
+extern int	outbox_deferred_pick_waiting(const OutboxDestination *destination, int64 *place,
+										 int limit, struct HTAB *busy,
+										 OutboxTake take, void *arg, bool *full);
+
+/* The destinations that messages wait for, at most `limit` of each scope. */
+typedef void (*OutboxFound) (void *arg, const OutboxDestination *destination);
+extern void outbox_deferred_list_destinations(int limit, OutboxFound found, void *arg);
+
+/* When to try for the time after `attempts`: exponential backoff, with jitter. */
+extern TimestampTz outbox_deferred_retry_at(TimestampTz now, int attempts);
 
 #endif							/* OUTBOX_DEFERRED_H */

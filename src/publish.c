@@ -9,6 +9,9 @@
  *		and happens after the transaction; bytes behind OutboxBuffer.sendable
  *		stay until the durability gate (durable.c) has let them pass.
  *
+ *		A message whose destination is known not to work (breaker.c) is set
+ *		aside instead, whatever way it came.
+ *
  *		Order: what was read before and is not settled (sent again after a
  *		connection was lost, or waiting for its turn in its ordering key) goes
  *		before anything new is read.
@@ -19,6 +22,7 @@
 #include "pgcompat.h"
 
 #include "access/xact.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -26,10 +30,14 @@
 #include "deferred.h"
 #include "properties.h"
 #include "publish.h"
+#include "report.h"
 #include "settings.h"
 
 /* Read at most so many rows in one transaction. */
 #define MAX_ROWS_PER_SESSION 1000
+
+/* Of each destination that works again, take up so many at a time. */
+#define DRAIN_ROWS 500
 
 static bool
 has_room_for_bytes(OutboxBatch *batch)
@@ -61,30 +69,122 @@ outbox_publish_has_unsent(OutboxPublisher *publisher)
 	return batch->resend < batch->tail || batch->first_ready != OUTBOX_NO_ENTRY;
 }
 
-/* Encode one message into the output; it is in flight from now on. */
-static void
-encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
+bool
+outbox_publish_encode(OutboxBroker *broker, MemoryContext scratch,
+					  const OutboxMessage *message, uint32 *size)
 {
-	OutboxBuffer *output = outbox_broker_output(publisher->broker);
+	OutboxBuffer *output = outbox_broker_output(broker);
 	size_t		before = output->end - output->start;
-	MemoryContext old = MemoryContextSwitchTo(publisher->scratch);
+	MemoryContext old = MemoryContextSwitchTo(scratch);
 	bool		mandatory;
 	struct amqp_basic_properties_t_ *properties;
 	bytea	   *payload;
+	bool		fits;
 
 	properties = outbox_properties_build(message, &mandatory);
 	payload = DatumGetByteaPP(message->payload);
-	if (outbox_amqp_put_publish(output, outbox_broker_frame_max(publisher->broker),
-								outbox_utf8(message->exchange), outbox_utf8(message->routing_key),
-								mandatory, properties,
-								VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload)))
-		outbox_batch_sent(publisher->batch, index, output->end - output->start - before);
-	else
-		outbox_batch_settle(publisher->batch, index, OUTBOX_UNSENDABLE,
-							"its properties and headers do not fit into one frame of this broker (frame_max)");
-	outbox_gate_add(&publisher->gate, message->xid);
+	fits = outbox_amqp_put_publish(output, outbox_broker_frame_max(broker),
+								   outbox_utf8(message->exchange),
+								   outbox_utf8(message->routing_key),
+								   mandatory, properties,
+								   VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload));
+	*size = output->end - output->start - before;
 	MemoryContextSwitchTo(old);
-	MemoryContextReset(publisher->scratch);
+	MemoryContextReset(scratch);
+	return fits;
+}
+
+/* Encode the message of an entry; it is in flight from now on. */
+static void
+encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
+{
+	uint32		size;
+
+	if (outbox_publish_encode(publisher->broker, publisher->scratch, message, &size))
+		outbox_batch_sent(publisher->batch, index, size, publisher->now);
+	else
+		outbox_batch_settle(publisher->batch, index, OUTBOX_UNSENDABLE, OUTBOX_UNSENDABLE_TEXT);
+}
+
+/*
+ * May a message be sent, as far as its destination is concerned?  If not, it is
+ * set aside, to wait for that in deferred.
+ */
+static bool
+destination_works(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
+{
+	OutboxBatch *batch = publisher->batch;
+	OutboxEntry *entry = outbox_batch_entry(batch, index);
+	OutboxScope suspect = entry->suspect;
+	OutboxBreaker *breaker;
+
+	entry->suspect = OUTBOX_SCOPE_NONE;
+	if (suspect != OUTBOX_SCOPE_NONE)
+	{
+		bool		refused = suspect == OUTBOX_SCOPE_EXCHANGE;
+
+		breaker = outbox_breaker_open(publisher->breakers, message, suspect, refused,
+									  publisher->now);
+		if (breaker && refused)
+			outbox_report_unavailable(breaker, batch->refusal);
+	}
+	else
+	{
+		breaker = outbox_breaker_find(publisher->breakers, message);
+		if (breaker && breaker->draining && entry->released)
+			breaker = NULL;
+	}
+	if (breaker == NULL)
+		return true;
+	breaker->last_set_aside = index + 1;
+	outbox_batch_settle_unavailable(batch, index, breaker->destination.scope,
+									suspect ? batch->refusal : NULL);
+	return false;
+}
+
+/* Do the broker's words name this exchange? */
+static bool
+names_exchange(const char *words, OutboxBytes exchange)
+{
+	char		quoted[OUTBOX_NAME_SIZE + 16];
+
+	if (exchange.len == 0)
+		snprintf(quoted, sizeof(quoted), "exchange 'amq.default'");
+	else
+		snprintf(quoted, sizeof(quoted), "exchange '%.*s'", (int) exchange.len, exchange.data);
+	return strstr(words, quoted) != NULL;
+}
+
+/*
+ * The channel was closed because of an exchange, with many in flight. If the
+ * broker named it, there is no need to find the culprit one by one: a guess
+ * that is wrong does no harm (breaker.c).
+ */
+static void
+find_culprit(OutboxPublisher *publisher)
+{
+	OutboxBatch *batch = publisher->batch;
+
+	batch->find_culprit = false;
+	for (uint64 index = batch->head; index < batch->tail; index++)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
+		OutboxMessage message;
+		OutboxFetch *fetch;
+
+		/* Those that had been sent have a tag still. */
+		if (entry->outcome != OUTBOX_WAITING || entry->delivery_tag == 0 ||
+			(fetch = outbox_message_fetch(entry->segment, entry->id, &message)) == NULL)
+			continue;
+		if (names_exchange(batch->refusal, outbox_utf8(message.exchange)))
+		{
+			entry->suspect = OUTBOX_SCOPE_EXCHANGE;
+			batch->careful_until = batch->head;
+		}
+		outbox_message_fetch_end(fetch);
+		if (entry->suspect)
+			break;
+	}
 }
 
 /* Read an entry's message again by its key, and send it. */
@@ -101,7 +201,9 @@ send_again(OutboxPublisher *publisher, uint64 index)
 		return;
 	}
 	message.attempts = entry->attempts;
-	encode(publisher, index, &message);
+	if (destination_works(publisher, index, &message))
+		encode(publisher, index, &message);
+	outbox_gate_add(&publisher->gate, message.xid);
 	outbox_message_fetch_end(fetch);
 }
 
@@ -137,6 +239,8 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 	int			rows = 0;
 	uint64		index;
 
+	if (batch->find_culprit)
+		find_culprit(publisher);
 	while (may_send_one_more(batch) && rows++ < MAX_ROWS_PER_SESSION &&
 		   (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
@@ -164,18 +268,18 @@ admit(OutboxPublisher *publisher, const OutboxMessage *message,
 {
 	OutboxBatch *batch = publisher->batch;
 	uint64		index = outbox_batch_append(batch, message, window);
+	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
-	outbox_batch_entry(batch, index)->in_queue = in_queue;
+	entry->in_queue = in_queue;
+	entry->released = publisher->releasing;
+	outbox_gate_add(&publisher->gate, message->xid);
 	if (window != NULL && message->deliver_at > GetCurrentStatementStartTimestamp())
 		outbox_batch_settle(batch, index, OUTBOX_SCHEDULED, NULL);
 	else if (behind)
 		outbox_batch_settle(batch, index, OUTBOX_BEHIND, NULL);
-	else if (outbox_batch_take_turn(batch, index))
-	{
+	else if (outbox_batch_take_turn(batch, index) &&
+			 destination_works(publisher, index, message))
 		encode(publisher, index, message);
-		return;
-	}
-	outbox_gate_add(&publisher->gate, message->xid);
 }
 
 /* Must a message that is not in deferred's queue of its key stay behind it? */
@@ -187,14 +291,62 @@ belongs_behind(OutboxPublisher *publisher, const OutboxMessage *message)
 		 (publisher->check_queues && outbox_deferred_has_queue(message->ordering_key)));
 }
 
-bool
-outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message, bool in_queue)
+OutboxTaken
+outbox_publish_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 {
-	if (!may_send_one_more(publisher->batch) || !outbox_batch_has_space(publisher->batch))
-		return false;
+	OutboxPublisher *publisher = arg;
+	OutboxBatch *batch = publisher->batch;
+
+	if (!may_send_one_more(batch) || !outbox_batch_has_space(batch))
+		return OUTBOX_TAKEN_NOT;
 	admit(publisher, message, NULL, in_queue,
 		  !in_queue && belongs_behind(publisher, message));
-	return true;
+	return outbox_batch_entry(batch, batch->tail - 1)->outcome <= OUTBOX_SENT ?
+		OUTBOX_TAKEN : OUTBOX_TAKEN_ASIDE;
+}
+
+/* Take up the queue of one destination; true if it may have more. */
+static bool
+drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker)
+{
+	OutboxBatch *batch = publisher->batch;
+	bool		full;
+
+	if (outbox_deferred_pick_waiting(&breaker->destination, &breaker->place, DRAIN_ROWS,
+									 batch->from_deferred, outbox_publish_deferred,
+									 publisher, &full) > 0 || full)
+		return true;
+
+	/* Something may have come to the front meanwhile, having been there before. */
+	if (breaker->place > 0)
+	{
+		breaker->place = 0;
+		return true;
+	}
+	/* What was set aside is in the queue once it is recorded. */
+	if (breaker->last_set_aside <= batch->head)
+		outbox_breaker_remove(publisher->breakers, breaker);
+	return false;
+}
+
+void
+outbox_publish_drain(OutboxPublisher *publisher)
+{
+	HASH_SEQ_STATUS all;
+	OutboxBreaker *breaker;
+	bool		more = false;
+
+	if (publisher->breakers->draining == 0)
+		return;
+	publisher->releasing = true;
+	hash_seq_init(&all, publisher->breakers->table);
+	while ((breaker = hash_seq_search(&all)) != NULL)
+	{
+		if (breaker->draining && drain_queue(publisher, breaker))
+			more = true;
+	}
+	publisher->releasing = false;
+	publisher->breakers->drain_due = more;
 }
 
 int

@@ -6,6 +6,7 @@
 #define OUTBOX_PUBLISH_H
 
 #include "batch.h"
+#include "breaker.h"
 #include "broker.h"
 #include "cursor.h"
 #include "durable.h"
@@ -16,9 +17,23 @@ typedef struct OutboxPublisher
 	OutboxCursor *cursor;
 	OutboxBroker *broker;
 	OutboxGate	gate;
+	OutboxBreakers *breakers;
 	MemoryContext scratch;		/* one message at a time; reset after each */
+	TimestampTz now;			/* of this turn */
 	bool		check_queues;	/* some ordering key has a queue in deferred */
+	bool		releasing;		/* what is taken up comes from a draining queue */
 } OutboxPublisher;
+
+#define OUTBOX_UNSENDABLE_TEXT \
+	"its properties and headers do not fit into one frame of this broker (frame_max)"
+
+/*
+ * Within a session: encode a message into the output of a connection. False if
+ * it fits into no frame of that broker; `scratch` is reset, and *size is the
+ * number of bytes on the wire.
+ */
+extern bool outbox_publish_encode(OutboxBroker *broker, MemoryContext scratch,
+								  const OutboxMessage *message, uint32 *size);
 
 /* May what was read be sent?  Lets it go if so; nothing may be read while not. */
 extern bool outbox_publish_gate_open(OutboxPublisher *publisher);
@@ -36,13 +51,15 @@ extern bool outbox_publish_has_unsent(OutboxPublisher *publisher);
 extern void outbox_publish_unsent(OutboxPublisher *publisher);
 extern int	outbox_publish_fill(OutboxPublisher *publisher);
 
+/* Within a session: take up what waits for destinations that work again. */
+extern void outbox_publish_drain(OutboxPublisher *publisher);
+
 /*
- * Within a session: take up one message that fell due in deferred; `in_queue`
- * if it is in the queue of its key there. Returns false, and does nothing, if
- * there is no room.
+ * Within a session: take up one message of deferred; `in_queue` if it is in a
+ * queue there. For outbox_deferred_pick(), with the publisher as its argument.
  */
-extern bool outbox_publish_deferred(OutboxPublisher *publisher, const OutboxMessage *message,
-									bool in_queue);
+extern OutboxTaken outbox_publish_deferred(void *publisher, const OutboxMessage *message,
+										   bool in_queue);
 
 /*
  * Within a session: shut the gate behind all that was appended in it,

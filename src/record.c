@@ -17,8 +17,6 @@
  */
 #include "pgcompat.h"
 
-#include <math.h>
-
 #include "catalog/pg_type.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -28,6 +26,7 @@
 #include "deferred.h"
 #include "progress.h"
 #include "record.h"
+#include "report.h"
 #include "settings.h"
 
 /* Not before so much time has passed since the last record. */
@@ -43,6 +42,7 @@
 /* What one transaction does with the messages that were not confirmed. */
 typedef struct AsideWork
 {
+	OutboxBreakers *breakers;
 	OutboxAside insert[OUTBOX_SEGMENTS];	/* segment -> deferred */
 	OutboxAside bury[OUTBOX_SEGMENTS];	/* segment -> dead_letter */
 	OutboxAside update;			/* stay in deferred */
@@ -56,22 +56,40 @@ typedef struct AsideWork
 	TimestampTz now;
 } AsideWork;
 
-/* Exponential backoff with jitter, so that many do not come back at once. */
-static TimestampTz
-retry_at(TimestampTz now, int attempts)
-{
-	double		delay = ldexp(outbox_retry_delay_min, Min(attempts - 1, 30));
-
-	delay = Min(delay, (double) Max(outbox_retry_delay_max, outbox_retry_delay_min));
-	return TimestampTzPlusMilliseconds(now, (int64) (delay * (0.8 + 0.4 * outbox_random())));
-}
-
 /* Does a refused message get another attempt?  A nack blames the queue, not it. */
 static bool
 gets_another_attempt(const OutboxEntry *entry)
 {
 	return entry->outcome == OUTBOX_NACKED ||
 		(entry->outcome != OUTBOX_UNSENDABLE && entry->attempts + 1 < outbox_max_attempts);
+}
+
+/*
+ * A nack is about the queue: what else goes there need not be tried before it
+ * takes messages again. False if there is no breaker for it, and the message is
+ * to be tried by itself.
+ */
+static bool
+open_breaker(AsideWork *work, const OutboxEntry *entry)
+{
+	OutboxMessage message;
+	OutboxFetch *fetch = outbox_message_fetch(entry->segment, entry->id, &message);
+	OutboxBreaker *breaker;
+
+	if (fetch == NULL)
+		return false;
+	breaker = outbox_breaker_open(work->breakers, &message, OUTBOX_SCOPE_ROUTE, true, work->now);
+	outbox_message_fetch_end(fetch);
+	if (breaker == NULL)
+		return false;
+	outbox_report_unavailable(breaker, entry->error);
+	return true;
+}
+
+static const char *
+waiting_reason(const OutboxEntry *entry)
+{
+	return entry->unavailable == OUTBOX_SCOPE_EXCHANGE ? "exchange" : "stalled";
 }
 
 /*
@@ -96,12 +114,19 @@ classify(AsideWork *work, const OutboxEntry *entry)
 			work->confirmed = accumArrayResult(work->confirmed, Int64GetDatum(entry->id),
 											   false, INT8OID, CurrentMemoryContext);
 			break;
-		case OUTBOX_RETURNED:
 		case OUTBOX_NACKED:
+			if (open_breaker(work, entry))
+			{
+				outbox_aside_add(defer, entry->id, waiting_reason(entry), DT_NOEND,
+								 attempts, entry->error, NEW_PLACE());
+				break;
+			}
+			/* FALLTHROUGH */
+		case OUTBOX_RETURNED:
 		case OUTBOX_REJECTED:
 		case OUTBOX_UNSENDABLE:
 			if (gets_another_attempt(entry))
-				outbox_aside_add(defer, entry->id, "retry", retry_at(work->now, attempts),
+				outbox_aside_add(defer, entry->id, "retry", outbox_deferred_retry_at(work->now, attempts),
 								 attempts, entry->error, NEW_PLACE());
 			else
 				outbox_aside_add(bury, entry->id, "", DT_NOEND, attempts, entry->error, 0);
@@ -113,6 +138,11 @@ classify(AsideWork *work, const OutboxEntry *entry)
 		case OUTBOX_BEHIND:
 			outbox_aside_add(defer, entry->id, "behind", DT_NOEND, entry->attempts, NULL,
 							 NEW_PLACE());
+			break;
+		case OUTBOX_UNAVAILABLE:
+			outbox_aside_add(defer, entry->id, waiting_reason(entry), DT_NOEND,
+							 entry->delivery_tag != 0 ? attempts : entry->attempts,
+							 entry->error, NEW_PLACE());
 			break;
 		case OUTBOX_VANISHED:
 			return;
@@ -142,6 +172,19 @@ classify_deferred(OutboxRecorder *recorder, AsideWork *work, OutboxEntry *entry)
 	(void) hash_search(recorder->batch->from_deferred, &entry->id, HASH_REMOVE, NULL);
 }
 
+/* A copy that does not depend on the batch. */
+static List *
+append_copy(List *list, const OutboxEntry *entry)
+{
+	OutboxEntry *copy = palloc(sizeof(OutboxEntry));
+
+	*copy = *entry;
+	copy->key = NULL;
+	if (copy->error)
+		copy->error = pstrdup(copy->error);
+	return lappend(list, copy);
+}
+
 /* Replace the leftover of earlier times, some of which `kept` points to. */
 static void
 keep_leftover(OutboxRecorder *recorder, List *kept)
@@ -151,15 +194,7 @@ keep_leftover(OutboxRecorder *recorder, List *kept)
 	ListCell   *lc;
 
 	foreach(lc, kept)
-	{
-		OutboxEntry *copy = palloc(sizeof(OutboxEntry));
-
-		*copy = *(OutboxEntry *) lfirst(lc);
-		copy->key = NULL;
-		if (copy->error)
-			copy->error = pstrdup(copy->error);
-		leftover = lappend(leftover, copy);
-	}
+		leftover = append_copy(leftover, lfirst(lc));
 	foreach(lc, recorder->leftover)
 	{
 		OutboxEntry *entry = lfirst(lc);
@@ -170,6 +205,17 @@ keep_leftover(OutboxRecorder *recorder, List *kept)
 	}
 	list_free(recorder->leftover);
 	recorder->leftover = leftover;
+	MemoryContextSwitchTo(old);
+}
+
+void
+outbox_record_add(OutboxRecorder *recorder, const OutboxEntry *entry)
+{
+	MemoryContext old = MemoryContextSwitchTo(recorder->batch->context);
+
+	recorder->leftover = append_copy(recorder->leftover, entry);
+	recorder->leftover_due = TimestampTzPlusMilliseconds(recorder->recorded_at,
+														 RECORD_INTERVAL_MS);
 	MemoryContextSwitchTo(old);
 }
 
@@ -225,16 +271,14 @@ outbox_record_due(OutboxRecorder *recorder)
 {
 	if (outbox_batch_head_settled(recorder->batch))
 		return TimestampTzPlusMilliseconds(recorder->recorded_at, RECORD_INTERVAL_MS);
-	if (recorder->leftover != NIL)
-		return TimestampTzPlusMilliseconds(recorder->recorded_at, LEFTOVER_INTERVAL_MS);
-	return DT_NOEND;
+	return recorder->leftover != NIL ? recorder->leftover_due : DT_NOEND;
 }
 
 bool
 outbox_record(OutboxRecorder *recorder, TimestampTz now)
 {
 	OutboxBatch *batch = recorder->batch;
-	AsideWork	work = {.now = now};
+	AsideWork	work = {.now = now, .breakers = recorder->breakers};
 	ArrayBuildState *ids = NULL;
 	ListCell   *lc;
 	uint64		end;
@@ -269,6 +313,8 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 
 	while (batch->head < end)
 		outbox_batch_pop(batch);
-	recorder->recorded_at = now;
+	/* What one transaction could not hold goes on at once. */
+	recorder->recorded_at = work.count < MAX_ASIDE && work.bytes < MAX_ASIDE_BYTES ? now : 0;
+	recorder->leftover_due = TimestampTzPlusMilliseconds(now, LEFTOVER_INTERVAL_MS);
 	return work.count > 0;
 }

@@ -6,6 +6,7 @@
 #define OUTBOX_RECORD_H
 
 #include "batch.h"
+#include "breaker.h"
 #include "cursor.h"
 
 /* worker */
@@ -13,8 +14,11 @@ typedef struct OutboxRecorder
 {
 	OutboxBatch *batch;
 	OutboxCursor *cursor;
+	OutboxBreakers *breakers;
 	OutboxProgress position;	/* as last stored */
-	List	   *leftover;		/* OutboxEntry: rows of deferred an operator has locked */
+	List	   *leftover;		/* OutboxEntry: rows of deferred that are settled, and are
+								 * in the batch no more, or never were */
+	TimestampTz leftover_due;
 	TimestampTz recorded_at;
 } OutboxRecorder;
 
@@ -28,5 +32,11 @@ extern TimestampTz outbox_record_due(OutboxRecorder *recorder);
  * with the tables: the worker must end.
  */
 extern bool outbox_record(OutboxRecorder *recorder, TimestampTz now);
+
+/*
+ * A row of deferred was settled that was never in the batch; the entry is
+ * copied. It stays in the batch's from_deferred until it is recorded.
+ */
+extern void outbox_record_add(OutboxRecorder *recorder, const OutboxEntry *entry);
 
 #endif							/* OUTBOX_RECORD_H */

@@ -133,6 +133,56 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 }
 
 void
+outbox_report_probe_event(const OutboxBrokerEvent *event)
+{
+	static char probe_logged[OUTBOX_ERROR_LEN];
+
+	if (event->type != OUTBOX_EVENT_LOST ||
+		strncmp(probe_logged, event->text, OUTBOX_ERROR_LEN - 1) == 0)
+		return;
+	strlcpy(probe_logged, event->text, OUTBOX_ERROR_LEN);
+	ereport(LOG, (errmsg("outbox: %s", event->text),
+				  errdetail("This is the second connection, on which destinations are tried that do not work.")));
+}
+
+void
+outbox_report_unavailable(OutboxBreaker *breaker, const char *why)
+{
+	const OutboxDestination *destination = &breaker->destination;
+
+	if (breaker->reported)
+		return;
+	breaker->reported = true;
+	outbox_report_error(outbox_shmem_find(MyDatabaseId), why);
+	if (destination->scope == OUTBOX_SCOPE_EXCHANGE)
+		ereport(LOG,
+				(errmsg("outbox: exchange \"%s\" cannot be used: %s", destination->exchange, why),
+				 errdetail("Its messages wait in outbox.deferred; one of them is tried from time to time."),
+				 errhint("Declare the exchange, or permit the user of outbox.uri to write to it.")));
+	else
+		ereport(LOG,
+				(errmsg("outbox: exchange \"%s\" with routing key \"%s\" takes no messages: %s",
+						destination->exchange, destination->routing_key, why),
+				 errdetail("Its messages wait in outbox.deferred; one of them is tried from time to time."),
+				 errhint("Look at the queues it leads to: one is full, or has lost its majority.")));
+}
+
+void
+outbox_report_available(OutboxBreaker *breaker)
+{
+	const OutboxDestination *destination = &breaker->destination;
+
+	if (!breaker->reported)
+		return;
+	breaker->reported = false;
+	if (destination->scope == OUTBOX_SCOPE_EXCHANGE)
+		ereport(LOG, (errmsg("outbox: exchange \"%s\" can be used again", destination->exchange)));
+	else
+		ereport(LOG, (errmsg("outbox: exchange \"%s\" with routing key \"%s\" takes messages again",
+							 destination->exchange, destination->routing_key)));
+}
+
+void
 outbox_report_counts(OutboxSlot *slot, int in_flight, const OutboxTally *tally)
 {
 	/* One writer: reading and writing apart is enough. */

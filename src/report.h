@@ -5,6 +5,7 @@
 #ifndef OUTBOX_REPORT_H
 #define OUTBOX_REPORT_H
 
+#include "breaker.h"
 #include "broker.h"
 #include "confirm.h"
 #include "shmem.h"
@@ -19,6 +20,13 @@ extern void outbox_report_error(OutboxSlot *slot, const char *text);
 /* worker: a change of the connection, once in the log however often it repeats */
 extern void outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event,
 								const OutboxBroker *broker);
+
+/* worker: the same for the connection of probe.c */
+extern void outbox_report_probe_event(const OutboxBrokerEvent *event);
+
+/* worker: a destination does not work, or works again; once in the log for each change */
+extern void outbox_report_unavailable(OutboxBreaker *breaker, const char *why);
+extern void outbox_report_available(OutboxBreaker *breaker);
 
 /* worker: numbers */
 extern void outbox_report_counts(OutboxSlot *slot, int in_flight, const OutboxTally *tally);

@@ -1,7 +1,7 @@
 /*
  * wait.c
  *		The one place where the worker sleeps, so that everything that may want
- *		it awake is listed here: its latch, the socket, the end of the
+ *		it awake is listed here: its latch, the sockets, the end of the
  *		postmaster, and a time.
  *
  *		On entry: no transaction, no snapshot, no lock but the publisher lock.
@@ -13,47 +13,81 @@
 
 #include "wait.h"
 
+#define MAX_EVENTS (2 + OUTBOX_CONNECTIONS)
+
+/* What the set has of a connection. */
+typedef struct Watched
+{
+	uint32		generation;		/* of the socket */
+	uint32		wanted;			/* events */
+	int			pos;			/* in the set, -1: not there */
+} Watched;
+
 static WaitEventSet *set;
-static uint32 generation;		/* of the socket in the set */
-static uint32 wanted;			/* events of the socket in the set */
-static int	socket_pos = -1;	/* -1: no socket in the set */
+static Watched watched[OUTBOX_CONNECTIONS];
+
+static bool
+has_socket(const OutboxBroker *broker)
+{
+	return outbox_broker_socket(broker) != PGINVALID_SOCKET && outbox_broker_wanted(broker) != 0;
+}
+
+/* Does the set have the sockets that there are, and no other? */
+static bool
+set_is_right(const OutboxBroker *const brokers[])
+{
+	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	{
+		if (watched[i].generation != outbox_broker_generation(brokers[i]) ||
+			has_socket(brokers[i]) != (watched[i].pos >= 0))
+			return false;
+	}
+	return true;
+}
 
 /* A wait event set cannot forget a socket: make a new one for each. */
 static void
-prepare_set(const OutboxBroker *broker)
+make_set(const OutboxBroker *const brokers[])
 {
-	uint32		now_wanted = outbox_broker_wanted(broker);
-	pgsocket	sock = outbox_broker_socket(broker);
-	bool		has_socket = sock != PGINVALID_SOCKET && now_wanted != 0;
-
-	if (set && generation == outbox_broker_generation(broker) &&
-		has_socket == (socket_pos >= 0))
-	{
-		if (has_socket && now_wanted != wanted)
-			ModifyWaitEvent(set, socket_pos, now_wanted, NULL);
-		wanted = now_wanted;
-		return;
-	}
 	if (set)
 		FreeWaitEventSet(set);
-	set = outbox_create_wait_event_set(3);
+	set = outbox_create_wait_event_set(MAX_EVENTS);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	socket_pos = has_socket ? AddWaitEventToSet(set, now_wanted, sock, NULL, NULL) : -1;
-	generation = outbox_broker_generation(broker);
-	wanted = now_wanted;
+	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	{
+		watched[i].generation = outbox_broker_generation(brokers[i]);
+		watched[i].wanted = outbox_broker_wanted(brokers[i]);
+		watched[i].pos = !has_socket(brokers[i]) ? -1 :
+			AddWaitEventToSet(set, watched[i].wanted, outbox_broker_socket(brokers[i]), NULL, NULL);
+	}
+}
+
+static void
+prepare_set(const OutboxBroker *const brokers[])
+{
+	if (set == NULL || !set_is_right(brokers))
+		make_set(brokers);
+	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	{
+		uint32		wanted = outbox_broker_wanted(brokers[i]);
+
+		if (watched[i].pos >= 0 && wanted != watched[i].wanted)
+			ModifyWaitEvent(set, watched[i].pos, wanted, NULL);
+		watched[i].wanted = wanted;
+	}
 }
 
 void
-outbox_wait(const OutboxBroker *broker, long timeout)
+outbox_wait(const OutboxBroker *const brokers[OUTBOX_CONNECTIONS], long timeout)
 {
 	static uint32 wait_event = 0;
-	WaitEvent	events[3];
+	WaitEvent	events[MAX_EVENTS];
 	int			count;
 
 	if (wait_event == 0)
 		wait_event = outbox_wait_event("OutboxWorkerMain");
-	prepare_set(broker);
+	prepare_set(brokers);
 	count = WaitEventSetWait(set, timeout, events, lengthof(events), wait_event);
 	for (int i = 0; i < count; i++)
 	{

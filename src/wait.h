@@ -7,7 +7,9 @@
 
 #include "broker.h"
 
-/* Sleep for `timeout` ms at most, until the latch is set or the socket is ready. */
-extern void outbox_wait(const OutboxBroker *broker, long timeout);
+#define OUTBOX_CONNECTIONS 2	/* the publisher's, and that of probe.c */
+
+/* Sleep for `timeout` ms at most, until the latch is set or a socket is ready. */
+extern void outbox_wait(const OutboxBroker *const brokers[OUTBOX_CONNECTIONS], long timeout);
 
 #endif							/* OUTBOX_WAIT_H */

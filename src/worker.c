@@ -10,6 +10,8 @@
  *		7 progress  record what is settled, set aside the rest (record.c)
  *		8 segment   rotate, empty what is settled              (segment.c)
  *
+ *		Beside them, destinations that do not work are tried  (breaker.c, probe.c).
+ *
  *		Each turn of the loop takes every step as far as it goes without
  *		waiting, and then sleeps in the one place where this process sleeps:
  *		outbox_wait(). No transaction, snapshot or lock is held there, but for
@@ -42,6 +44,7 @@
 #include "confirm.h"
 #include "control.h"
 #include "deferred.h"
+#include "probe.h"
 #include "progress.h"
 #include "publish.h"
 #include "record.h"
@@ -63,6 +66,7 @@ typedef struct Worker
 	OutboxSlot *slot;
 	OutboxPublisher publisher;
 	OutboxRecorder recorder;
+	OutboxProbe *probe;
 	OutboxControl control;
 	uint32		control_seen;
 	int			open_segment;
@@ -73,7 +77,7 @@ typedef struct Worker
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
-	TimestampTz answered_at;	/* the broker last answered, or had nothing to answer */
+	TimestampTz watched_since;	/* the oldest message in flight could have been answered */
 	size_t		unsent;			/* bytes of output when last looked at */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
@@ -88,6 +92,8 @@ leave(void)
 {
 	if (worker->publisher.broker)
 		outbox_broker_close(worker->publisher.broker);
+	if (worker->probe)
+		outbox_broker_close(worker->probe->broker);
 	proc_exit(0);
 }
 
@@ -130,42 +136,61 @@ fit_encoding(char *text)
 	}
 }
 
-/* When the broker has been silent for too long, DT_NOEND if it owes no answer. */
+/* The message that has been in flight for longest, NULL if no answer is owed. */
+static OutboxEntry *
+oldest_unanswered(void)
+{
+	OutboxBatch *batch = worker->publisher.batch;
+	OutboxBroker *broker = worker->publisher.broker;
+	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+
+	if (oldest == OUTBOX_NO_ENTRY || oldest >= batch->gated || outbox_broker_blocked(broker) ||
+		outbox_broker_state(broker) != OUTBOX_BROKER_READY)
+		return NULL;
+	return outbox_batch_entry(batch, oldest);
+}
+
+/* When it has to be answered, DT_NOEND if no answer is owed. */
 static TimestampTz
 answer_deadline(void)
 {
-	OutboxBroker *broker = worker->publisher.broker;
+	OutboxEntry *oldest = oldest_unanswered();
 
-	if (worker->publisher.batch->in_flight == 0 || outbox_broker_blocked(broker) ||
-		outbox_broker_state(broker) != OUTBOX_BROKER_READY ||
-		worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
-		return DT_NOEND;
-	return TimestampTzPlusMilliseconds(worker->answered_at, outbox_confirm_timeout);
+	return oldest == NULL ? DT_NOEND :
+		TimestampTzPlusMilliseconds(Max(oldest->sent_at, worker->watched_since),
+									outbox_confirm_timeout);
 }
 
 /*
- * A broker that is there but confirms nothing: a queue without its majority
- * stops the confirms of the whole connection. A new one at least starts
- * afresh, perhaps with another node.
+ * A queue that confirms nothing, for instance without its majority, in the end
+ * stops the confirms of the whole connection. Begin another one, without the
+ * destinations that may be the reason (breaker.c).
  */
 static void
-watch_answers(bool answered)
+watch_answers(void)
 {
+	OutboxBatch *batch = worker->publisher.batch;
 	OutboxBuffer *output = outbox_broker_output(worker->publisher.broker);
 	size_t		unsent = output->end - output->start;
+	OutboxEntry *oldest = oldest_unanswered();
+	int			seconds;
 	char		why[128];
 
 	/* A large message on a slow line takes its time: bytes that move count. */
-	if (answered || unsent != worker->unsent || answer_deadline() == DT_NOEND)
-		worker->answered_at = worker->now;
+	if (oldest == NULL ||
+		(oldest->sent_end > batch->sent_bytes - unsent && unsent != worker->unsent))
+		worker->watched_since = worker->now;
 	worker->unsent = unsent;
 	if (answer_deadline() > worker->now)
 		return;
-	snprintf(why, sizeof(why), "it has confirmed nothing for %d s with %d messages in flight",
-			 (int) ((worker->now - worker->answered_at) / USECS_PER_SEC),
-			 worker->publisher.batch->in_flight);
+	seconds = (worker->now - oldest->sent_at) / USECS_PER_SEC;
+	outbox_batch_suspect(batch, TimestampTzPlusMilliseconds(worker->now, -outbox_confirm_timeout),
+						 OUTBOX_SCOPE_ROUTE);
+	snprintf(batch->refusal, sizeof(batch->refusal),
+			 "not confirmed by RabbitMQ within %d s", seconds);
+	snprintf(why, sizeof(why), "the oldest of %d messages in flight has not been confirmed for %d s",
+			 batch->in_flight, seconds);
 	outbox_broker_fail(worker->publisher.broker, why);
-	worker->answered_at = worker->now;
 }
 
 static void
@@ -187,7 +212,7 @@ take_events(void)
 			outbox_broker_fail(publisher->broker, nonsense);
 	}
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
-	watch_answers(tally.confirmed + tally.returned + tally.nacked > 0);
+	watch_answers();
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -210,12 +235,6 @@ may_read_on(void)
 	return may_publish() && outbox_batch_has_space(worker->publisher.batch);
 }
 
-static bool
-take_deferred(void *arg, const OutboxMessage *message, bool in_queue)
-{
-	return outbox_publish_deferred(arg, message, in_queue);
-}
-
 /* Is there anything that publish() could do now? */
 static bool
 can_publish(void)
@@ -223,7 +242,8 @@ can_publish(void)
 	if (worker->now < worker->locked_until)
 		return false;
 	return (may_publish() && outbox_publish_has_unsent(&worker->publisher)) ||
-		(may_read_on() && (worker->hungry || worker->next_due <= worker->now));
+		(may_read_on() && (worker->hungry || worker->next_due <= worker->now ||
+						   outbox_breakers_drain_due(worker->publisher.breakers)));
 }
 
 /* The standbys may have caught up, whatever the connection is doing. */
@@ -251,16 +271,36 @@ publish(void)
 	outbox_publish_unsent(publisher);
 	if (!outbox_publish_has_unsent(publisher))
 	{
+		outbox_publish_drain(publisher);
 		if (worker->next_due <= worker->now)
 			worker->next_due = outbox_deferred_pick(worker->now,
 													publisher->batch->from_deferred,
-													take_deferred, publisher);
+													outbox_publish_deferred, publisher);
 		if (worker->hungry)
 			worker->hungry = outbox_publish_fill(publisher) > 0 ||
 				!outbox_cursor_at_end(publisher->cursor);
 	}
 	outbox_publish_shut_gate(publisher, first);
 	outbox_session_commit();
+}
+
+/* Try destinations that do not work, on their own connection. */
+static void
+probe(void)
+{
+	OutboxPublisher *publisher = &worker->publisher;
+	OutboxTally tally = {0};
+	bool		allowed = !worker->leaving && !worker->control.paused && !worker->control.foreign &&
+		outbox_broker_state(publisher->broker) == OUTBOX_BROKER_READY;
+
+	outbox_probe_turn(worker->probe, worker->now, allowed, &tally);
+	if (outbox_probe_is_due(worker->probe, worker->now) && begin_session(false))
+	{
+		outbox_probe_send(worker->probe, worker->now);
+		outbox_session_commit();
+		outbox_probe_turn(worker->probe, worker->now, allowed, &tally);
+	}
+	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
 }
 
 static void
@@ -276,6 +316,7 @@ record_progress(void)
 		worker->next_due = worker->now;
 	}
 	outbox_session_commit();
+	worker->publisher.breakers->drain_due = true;
 	worker->emptying_due = true;
 }
 
@@ -319,6 +360,7 @@ read_control(void)
 	/* Somebody may have locked or deleted the message that others wait behind. */
 	if (worker->publisher.check_queues)
 		outbox_deferred_promote_all();
+	outbox_breakers_load(worker->publisher.breakers);
 	worker->control_seen = changed;
 	worker->next_due = worker->now;
 }
@@ -418,6 +460,7 @@ next_deadline(void)
 	if (worker->locked_until > worker->now)
 		deadline = worker->locked_until;
 	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
+	NO_LATER_THAN(outbox_probe_deadline(worker->probe));
 	NO_LATER_THAN(answer_deadline());
 	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		NO_LATER_THAN(worker->next_gate);
@@ -433,9 +476,21 @@ follow_clock(TimestampTz back)
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
 	worker->next_gate -= back;
-	worker->answered_at -= back;
+	worker->watched_since -= back;
 	worker->recorder.recorded_at -= back;
+	worker->recorder.leftover_due -= back;
+	outbox_probe_follow_clock(worker->probe, back);
 	worker->next_due = 0;		/* of the database's time, not ours */
+}
+
+static void
+sleep_until(TimestampTz deadline)
+{
+	const OutboxBroker *const brokers[OUTBOX_CONNECTIONS] = {
+		worker->publisher.broker, worker->probe->broker
+	};
+
+	outbox_wait(brokers, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
 }
 
 /* Sleep, unless there is something to publish, until `deadline` or an event. */
@@ -444,8 +499,7 @@ wait_for_something(TimestampTz deadline)
 {
 	TimestampTz now;
 
-	outbox_wait(worker->publisher.broker, can_publish() ? 0 :
-				TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
+	sleep_until(can_publish() ? 0 : deadline);
 	now = GetCurrentTimestamp();
 	if (now < worker->now)
 		follow_clock(worker->now - now);
@@ -459,6 +513,7 @@ turn(void)
 {
 	OutboxBroker *broker = worker->publisher.broker;
 
+	worker->publisher.now = worker->now;
 	heed_others();
 	outbox_broker_turn(broker, worker->now);	/* receive */
 	take_events();
@@ -466,6 +521,7 @@ turn(void)
 	publish();
 	outbox_broker_turn(broker, worker->now);	/* send */
 	take_events();
+	probe();
 	record_progress();
 	keep_segments();
 	report_state();
@@ -482,8 +538,7 @@ collect_confirms(void)
 		outbox_broker_turn(worker->publisher.broker, worker->now);
 		take_events();
 		if (worker->publisher.batch->in_flight > 0)
-			outbox_wait(worker->publisher.broker,
-						TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
+			sleep_until(deadline);
 		worker->now = GetCurrentTimestamp();
 	}
 }
@@ -511,12 +566,14 @@ begin_where_recorded(void)
 	outbox_progress_load(&progress);
 	publisher->cursor = outbox_cursor_create(context, &progress, OUTBOX_ALL_SEGMENTS);
 	publisher->batch = outbox_batch_create(context);
+	publisher->breakers = outbox_breakers_create(context);
 	publisher->scratch = AllocSetContextCreate(context, "outbox message", ALLOCSET_DEFAULT_SIZES);
 	publisher->check_queues = outbox_deferred_has_queues();
 	/* Before anything can be published: it may be paused, or a copy. */
 	read_control();
 	worker->recorder.batch = publisher->batch;
 	worker->recorder.cursor = publisher->cursor;
+	worker->recorder.breakers = publisher->breakers;
 	worker->recorder.position.number = progress.number;
 	worker->recorder.position.table = progress.table;
 	worker->open_segment = outbox_segment_find_open();
@@ -525,6 +582,8 @@ begin_where_recorded(void)
 	outbox_session_commit();
 
 	publisher->broker = outbox_broker_create(context, name);
+	strlcat(name, " probe", sizeof(name));
+	worker->probe = outbox_probe_create(context, name, publisher->breakers, &worker->recorder);
 	configure();
 	worker->hungry = true;
 	worker->next_poll = TimestampTzPlusMilliseconds(worker->now, outbox_poll_interval);
@@ -538,13 +597,13 @@ record_everything(void)
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													   LAST_RECORDS_MS);
 
-	while (outbox_batch_head_settled(worker->publisher.batch) &&
-		   (worker->now = GetCurrentTimestamp()) < deadline)
+	do
 	{
+		worker->now = GetCurrentTimestamp();
 		record_progress();
 		if (worker->locked_until > worker->now)
-			outbox_wait(worker->publisher.broker, LOCKED_RETRY_MS);
-	}
+			sleep_until(worker->locked_until);
+	} while (outbox_batch_head_settled(worker->publisher.batch) && worker->now < deadline);
 }
 
 static void

@@ -1,6 +1,6 @@
 # Proves that a broker which is there but confirms nothing does not hold messages for
 # ever: after outbox.confirm_timeout the connection is given up and what is unconfirmed
-# is sent again on a new one, with the same message_id.
+# is set aside, tried now and then, and sent again with the same message_id.
 
 use strict;
 use warnings FATAL => 'all';
@@ -36,9 +36,14 @@ queue_process('suspend');
 $node->safe_psql('postgres',
 	q{SELECT outbox.enqueue('', 'orders', i::text) FROM generate_series(1, 20) i});
 $node->wait_for('the connection to be given up',
-	q{SELECT last_error LIKE '%it has confirmed nothing for 1 s with 20 messages in flight%' FROM outbox.status});
+	q{SELECT last_error LIKE '%the oldest of 20 messages in flight has not been confirmed for 1 s%' FROM outbox.status});
+$node->wait_for('the messages to be set aside',
+	q{SELECT (reason, exchange, routing_key, messages) = ('stalled', '', 'orders', 20)
+		AND last_error LIKE 'not confirmed by RabbitMQ within 1 s' FROM outbox.unavailable});
+is($node->status('state'), 'idle', 'the worker is free for others');
 queue_process('resume');
 $node->wait_drained;
+is($node->value('SELECT count(*) FROM outbox.unavailable'), 0, 'nothing is unavailable any more');
 isnt($node->status('connected_since'), $since, 'there is another connection');
 
 my $consumer = $broker->start_consumer('orders');

@@ -1,0 +1,48 @@
+/*
+ * probe.h
+ *		The second connection, on which destinations that do not work are tried.
+ */
+#ifndef OUTBOX_PROBE_H
+#define OUTBOX_PROBE_H
+
+#include "breaker.h"
+#include "broker.h"
+#include "confirm.h"
+#include "record.h"
+
+typedef struct OutboxProbe
+{
+	OutboxBroker *broker;
+	OutboxBreakers *breakers;
+	OutboxRecorder *recorder;
+	MemoryContext scratch;
+	OutboxBreaker *breaker;		/* whose message is on the wire, NULL: none is */
+	OutboxEntry entry;			/* that message */
+	uint64		next_tag;
+	int64		suspect_id;		/* message on whose account the connection was closed */
+	TimestampTz sent_at;
+} OutboxProbe;
+
+extern OutboxProbe *outbox_probe_create(MemoryContext context, const char *connection_name,
+										OutboxBreakers *breakers, OutboxRecorder *recorder);
+
+/*
+ * One turn, as of a broker. Unless `allowed`, or if no breaker is open, there
+ * is no connection. What was settled is counted in `tally`.
+ */
+extern void outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
+							  OutboxTally *tally);
+
+/* Is it time to send a message? */
+extern bool outbox_probe_is_due(OutboxProbe *probe, TimestampTz now);
+
+/* Within a session: send the message that is to be tried next. */
+extern void outbox_probe_send(OutboxProbe *probe, TimestampTz now);
+
+/* The latest moment of the next turn, DT_NOEND if there is none. */
+extern TimestampTz outbox_probe_deadline(OutboxProbe *probe);
+
+/* The clock was set back. */
+extern void outbox_probe_follow_clock(OutboxProbe *probe, TimestampTz back);
+
+#endif							/* OUTBOX_PROBE_H */
