@@ -176,16 +176,18 @@ static const IntSetting int_settings[] = {
 	{
 		"outbox.confirm_timeout", &outbox_confirm_timeout,
 		60000, 100, ONE_DAY_MS, GUC_UNIT_MS,
-		"Sets how long the broker may answer nothing while messages are in flight.",
-		"After that the connection is given up, and what is not confirmed is "
-		"sent again on a new one. Time during which the broker blocks "
-		"publishing does not count."
+		"Sets how long a message may be in flight without an answer.",
+		"After that the connection is made anew, and messages with that "
+		"exchange and routing key are set aside until the broker answers for "
+		"one of them. Time during which the broker blocks publishing does not "
+		"count."
 	},
 	{
 		"outbox.max_attempts", &outbox_max_attempts,
 		10, 1, 1000000, 0,
 		"Sets how often a refused message is tried.",
-		"After that many attempts it moves to outbox.dead_letter."
+		"After that many attempts it moves to outbox.dead_letter. What is "
+		"refused because of its exchange, or by a nack, is not given up."
 	},
 	{
 		"outbox.retry_delay_min", &outbox_retry_delay_min,
