@@ -121,6 +121,14 @@ outbox_broker_configure(OutboxBroker *broker)
 		broker->state = count > 0 ? OUTBOX_BROKER_BACKOFF : OUTBOX_BROKER_IDLE;
 }
 
+void
+outbox_broker_follow(OutboxBroker *broker, const OutboxBroker *other)
+{
+	/* The next attempt takes the one after this. */
+	if (broker->state <= OUTBOX_BROKER_BACKOFF && broker->uri_count == other->uri_count)
+		broker->uri_index = other->uri_index - 1;
+}
+
 /*
  * The connection, or the attempt, has ended. The first reason counts. The
  * state remains until what had arrived before is taken; see

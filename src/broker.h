@@ -60,6 +60,12 @@ extern OutboxBroker *outbox_broker_create(MemoryContext parent, const char *conn
 extern void outbox_broker_configure(OutboxBroker *broker);
 
 /*
+ * Let the next attempt go where another connection, which was configured with
+ * the same settings, is.
+ */
+extern void outbox_broker_follow(OutboxBroker *broker, const OutboxBroker *other);
+
+/*
  * One turn: carry every pending step as far as it goes without waiting: name
  * look-up, connect, handshake, read, write, heartbeats, time-outs. Reading
  * stops early while events are waiting to be taken. `now` comes from

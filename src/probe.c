@@ -221,7 +221,8 @@ disconnect(OutboxProbe *probe)
 }
 
 void
-outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed, OutboxTally *tally)
+outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
+				  const OutboxBroker *publisher, OutboxTally *tally)
 {
 	/* A message that is on the wire is waited for, though its queue may drain. */
 	if (!allowed || outbox_breakers_next(probe->breakers, NULL) == NULL)
@@ -231,6 +232,7 @@ outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed, OutboxTally
 	}
 	if (outbox_broker_state(probe->broker) == OUTBOX_BROKER_IDLE)
 		outbox_broker_configure(probe->broker);
+	outbox_broker_follow(probe->broker, publisher);
 	outbox_broker_turn(probe->broker, now);
 	take_events(probe, now, tally);
 	if (probe->breaker && answer_deadline(probe) <= now)

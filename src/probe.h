@@ -27,11 +27,12 @@ extern OutboxProbe *outbox_probe_create(MemoryContext context, const char *conne
 										OutboxBreakers *breakers, OutboxRecorder *recorder);
 
 /*
- * One turn, as of a broker. Unless `allowed`, or if no breaker is open, there
- * is no connection. What was settled is counted in `tally`.
+ * One turn, as of a broker; the connection goes where that of `publisher` is.
+ * Unless `allowed`, or if no breaker is open, there is none. What was settled
+ * is counted in `tally`.
  */
 extern void outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
-							  OutboxTally *tally);
+							  const OutboxBroker *publisher, OutboxTally *tally);
 
 /* Is it time to send a message? */
 extern bool outbox_probe_is_due(OutboxProbe *probe, TimestampTz now);

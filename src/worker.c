@@ -293,12 +293,12 @@ probe(void)
 	bool		allowed = !worker->leaving && !worker->control.paused && !worker->control.foreign &&
 		outbox_broker_state(publisher->broker) == OUTBOX_BROKER_READY;
 
-	outbox_probe_turn(worker->probe, worker->now, allowed, &tally);
+	outbox_probe_turn(worker->probe, worker->now, allowed, publisher->broker, &tally);
 	if (outbox_probe_is_due(worker->probe, worker->now) && begin_session(false))
 	{
 		outbox_probe_send(worker->probe, worker->now);
 		outbox_session_commit();
-		outbox_probe_turn(worker->probe, worker->now, allowed, &tally);
+		outbox_probe_turn(worker->probe, worker->now, allowed, publisher->broker, &tally);
 	}
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
 }
@@ -391,6 +391,8 @@ configure(void)
 
 	if (outbox_broker_state(broker) == OUTBOX_BROKER_READY)
 		collect_confirms();
+	if (outbox_broker_state(worker->probe->broker) != OUTBOX_BROKER_IDLE)
+		outbox_broker_configure(worker->probe->broker);
 	if (outbox_enabled)
 		outbox_broker_configure(broker);
 	else
