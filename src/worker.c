@@ -184,7 +184,9 @@ watch_answers(void)
 	if (answer_deadline() > worker->now)
 		return;
 	seconds = (worker->now - oldest->sent_at) / USECS_PER_SEC;
-	outbox_batch_suspect(batch, TimestampTzPlusMilliseconds(worker->now, -outbox_confirm_timeout),
+	/* Several queues may be to blame: find those that are nearly due as well. */
+	outbox_batch_suspect(batch, TimestampTzPlusMilliseconds(worker->now,
+															-outbox_confirm_timeout / 2),
 						 OUTBOX_SCOPE_ROUTE);
 	snprintf(batch->refusal, sizeof(batch->refusal),
 			 "not confirmed by RabbitMQ within %d s", seconds);
