@@ -250,6 +250,13 @@ outbox_broker_connected_since(const OutboxBroker *broker)
 	return broker->connected_since;
 }
 
+bool
+outbox_broker_heard_from(const OutboxBroker *broker)
+{
+	return broker->connected_since != 0 &&
+		broker->last_received > broker->connected_since;
+}
+
 const char *
 outbox_broker_name(const OutboxBroker *broker)
 {

@@ -81,6 +81,9 @@ extern OutboxBrokerState outbox_broker_state(const OutboxBroker *broker);
 extern bool outbox_broker_blocked(const OutboxBroker *broker);	/* by connection.blocked */
 extern TimestampTz outbox_broker_connected_since(const OutboxBroker *broker);
 
+/* Has the broker said anything since the connection became READY? */
+extern bool outbox_broker_heard_from(const OutboxBroker *broker);
+
 /* "host:port/vhost" of the current or last attempt, no user, no password. */
 extern const char *outbox_broker_name(const OutboxBroker *broker);
 

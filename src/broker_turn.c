@@ -110,6 +110,23 @@ step_connecting(OutboxBroker *broker)
 															   broker->now));
 }
 
+/* What an attempt that is past connecting was about, for texts. */
+static const char *
+doing(const OutboxBroker *broker)
+{
+	switch (broker->expected)
+	{
+		case OUTBOX_FRAME_START:
+			return "before login";
+		case OUTBOX_FRAME_TUNE:
+			return "while logging in";
+		case OUTBOX_FRAME_OPEN_OK:
+			return "while opening the virtual host";
+		default:
+			return "while opening a channel";
+	}
+}
+
 /* The stream has ended; what that means depends on how far we had come. */
 static void
 stream_ended(OutboxBroker *broker)
@@ -120,15 +137,15 @@ stream_ended(OutboxBroker *broker)
 		outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0,
 						  "lost the connection to RabbitMQ at \"%s\": %s",
 						  broker->endpoint, why);
-	else if (broker->expected == OUTBOX_FRAME_START)
-		outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0,
-						  "RabbitMQ at \"%s\" ended the connection before login: %s",
-						  broker->endpoint, why);
-	else
+	else if (broker->expected == OUTBOX_FRAME_TUNE)
 		outbox_broker_end(broker, OUTBOX_LOSS_REFUSED, 0,
 						  "RabbitMQ at \"%s\" ended the connection during the login of user \"%s\", "
 						  "whose password may be wrong: %s", broker->endpoint,
 						  broker->uris[broker->uri_index].user, why);
+	else
+		outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0,
+						  "RabbitMQ at \"%s\" ended the connection %s: %s",
+						  broker->endpoint, doing(broker), why);
 }
 
 /*
@@ -172,10 +189,8 @@ check_time(OutboxBroker *broker, bool have_read)
 		broker->now >= broker->phase_deadline)
 	{
 		outbox_broker_end(broker, OUTBOX_LOSS_NETWORK, 0,
-						  "RabbitMQ at \"%s\" did not answer within %d ms while %s",
-						  broker->endpoint, outbox_connect_timeout,
-						  broker->state == OUTBOX_BROKER_HANDSHAKE ?
-						  "logging in" : "opening a channel");
+						  "RabbitMQ at \"%s\" did not answer within %d ms %s",
+						  broker->endpoint, outbox_connect_timeout, doing(broker));
 		return;
 	}
 	if (broker->heartbeat == 0)

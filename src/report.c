@@ -11,19 +11,85 @@
  */
 #include "pgcompat.h"
 
+#include "common/hashfn.h"
 #include "pgstat.h"
 #include "utils/backend_status.h"
 #include "utils/timestamp.h"
 
 #include "report.h"
 
-static OutboxWorkerState shown_state = OUTBOX_WORKER_STOPPED;
-static char logged[OUTBOX_ERROR_LEN];	/* last loss that went to the log */
-static bool was_ready = false;
-static TimestampTz blocked_logged_at = 0;
-static bool log_unblocked = false;
-
+#define TROUBLES_MAX		64		/* more than anybody has URIs */
+#define TROUBLE_FORGOTTEN_MS 600000 /* not seen for so long, it is news again */
 #define BLOCKED_LOG_INTERVAL_MS 10000
+
+/* What is wrong, as far as it has been logged; by hash, the oldest goes first. */
+typedef struct Troubles
+{
+	int			next;
+	struct
+	{
+		uint32		hash;
+		TimestampTz seen;		/* last, logged or not */
+	}			known[TROUBLES_MAX];
+} Troubles;
+
+static OutboxWorkerState shown_state = OUTBOX_WORKER_STOPPED;
+static bool was_ready = false;
+
+/* since the connection last worked; and of channels, which come and go meanwhile */
+static Troubles connection_troubles;
+static Troubles channel_troubles;
+
+/*
+ * A connection that was made, but is lost each time before it is of use, would
+ * have "connected" and its loss logged in turn for ever. So after such a loss
+ * the next one is called connected in the log once it has proved itself.
+ */
+static bool in_doubt = false;
+static bool answered = false;	/* a message, since the connection was made */
+
+/* Blocked: as it is, and as the log has it. */
+static char blocked_why[OUTBOX_ERROR_LEN];	/* empty: not */
+static char blocked_logged_why[OUTBOX_ERROR_LEN];
+static bool blocked_logged = false;
+static TimestampTz blocked_logged_at = 0;
+
+/*
+ * Is this trouble not yet in the log, or long forgotten? Numbers do not make a
+ * difference ("nothing for 61 s"), but those in quotes, which are of names, do.
+ */
+static bool
+is_news(Troubles *troubles, const char *text)
+{
+	char		words[OUTBOX_ERROR_LEN];
+	size_t		len = 0;
+	bool		quoted = false;
+	uint32		hash;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz seen;
+
+	for (; *text != '\0' && len < sizeof(words); text++)
+	{
+		if (*text == '"' || *text == '\'')
+			quoted = !quoted;
+		if (quoted || *text < '0' || *text > '9')
+			words[len++] = *text;
+	}
+	hash = hash_bytes((const unsigned char *) words, (int) len);
+
+	for (int i = 0; i < TROUBLES_MAX; i++)
+	{
+		if (troubles->known[i].seen == 0 || troubles->known[i].hash != hash)
+			continue;
+		seen = troubles->known[i].seen;
+		troubles->known[i].seen = now;
+		return TimestampDifferenceExceeds(seen, now, TROUBLE_FORGOTTEN_MS);
+	}
+	troubles->known[troubles->next].hash = hash;
+	troubles->known[troubles->next].seen = now;
+	troubles->next = (troubles->next + 1) % TROUBLES_MAX;
+	return true;
+}
 
 void
 outbox_report_error(OutboxSlot *slot, const char *text)
@@ -34,12 +100,16 @@ outbox_report_error(OutboxSlot *slot, const char *text)
 	LWLockRelease(outbox_shared->lock);
 }
 
+/* With the reason, where that is what keeps messages from going out. */
 static void
 show_activity(OutboxSlot *slot)
 {
 	char		activity[OUTBOX_ERROR_LEN + 64];
+	bool		why = shown_state == OUTBOX_WORKER_CONNECTING ||
+		shown_state == OUTBOX_WORKER_BLOCKED ||
+		(in_doubt && shown_state == OUTBOX_WORKER_PUBLISHING);
 
-	if (shown_state == OUTBOX_WORKER_CONNECTING && slot->last_error_at != 0)
+	if (why && slot->last_error_at != 0)
 		snprintf(activity, sizeof(activity), "%s: %s",
 				 outbox_state_name(shown_state), slot->last_error);
 	else
@@ -57,12 +127,82 @@ show_broker(OutboxSlot *slot, const OutboxBroker *broker)
 	LWLockRelease(outbox_shared->lock);
 }
 
+static void
+log_connected(const OutboxBroker *broker)
+{
+	ereport(LOG, (errmsg("outbox: connected to RabbitMQ at \"%s\"",
+						 outbox_broker_name(broker))));
+	in_doubt = false;
+	memset(&connection_troubles, 0, sizeof(connection_troubles));
+}
+
+/*
+ * The connection has proved itself: it answered a message, or, as there is none
+ * to answer, it has said something at all since it was made.
+ */
+static bool
+has_proved_itself(OutboxSlot *slot, const OutboxBroker *broker)
+{
+	return was_ready &&
+		(answered || (pg_atomic_read_u64(&slot->in_flight) == 0 &&
+					  outbox_broker_heard_from(broker)));
+}
+
+/*
+ * Let the log say whether the broker blocks us. An alarm that comes and goes
+ * shall not fill it, but one that stays gets there in the end.
+ */
+static void
+log_blocked(const OutboxBroker *broker)
+{
+	TimestampTz now;
+
+	if (blocked_why[0] == '\0' && blocked_logged)
+	{
+		blocked_logged = false;
+		ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
+							 outbox_broker_name(broker))));
+	}
+	if (blocked_why[0] == '\0' || blocked_logged)
+		return;
+	now = GetCurrentTimestamp();
+	if (strcmp(blocked_why, blocked_logged_why) == 0 &&
+		!TimestampDifferenceExceeds(blocked_logged_at, now, BLOCKED_LOG_INTERVAL_MS))
+		return;
+	blocked_logged = true;
+	blocked_logged_at = now;
+	strlcpy(blocked_logged_why, blocked_why, sizeof(blocked_logged_why));
+	ereport(LOG, (errmsg("outbox: %s", blocked_why),
+				  errdetail("Messages are kept until it has enough memory and disk again.")));
+}
+
+/* There is no connection: whatever it was blocked by is over. */
+static void
+forget_connection(void)
+{
+	was_ready = false;
+	blocked_why[0] = '\0';
+	blocked_logged = false;
+}
+
 void
 outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, const OutboxBroker *broker)
 {
-	if (state == shown_state)
+	bool		doubt_ends = in_doubt && has_proved_itself(slot, broker);
+
+	if (doubt_ends)
+		log_connected(broker);
+	log_blocked(broker);
+	if (state == shown_state && !doubt_ends)
 		return;
 	shown_state = state;
+	if (state == OUTBOX_WORKER_DISABLED)
+	{
+		/* The next connection is the first of another life. */
+		forget_connection();
+		in_doubt = false;
+		memset(&connection_troubles, 0, sizeof(connection_troubles));
+	}
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	slot->state = state;
 	LWLockRelease(outbox_shared->lock);
@@ -76,52 +216,43 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 	switch (event->type)
 	{
 		case OUTBOX_EVENT_READY:
+			/* A channel that was reopened is no news. */
 			if (!was_ready)
 			{
-				ereport(LOG, (errmsg("outbox: connected to RabbitMQ at \"%s\"",
-									 outbox_broker_name(broker))));
+				answered = false;
+				if (!in_doubt)
+					log_connected(broker);
 				if (outbox_broker_connected_since(broker) != slot->connected_since &&
 					slot->last_error_at != 0)
 					pg_atomic_fetch_add_u64(&slot->reconnects, 1);
 			}
-			/* A channel that was reopened is no news. */
-			if (!was_ready)
-				logged[0] = '\0';
 			was_ready = true;
 			show_broker(slot, broker);
 			break;
 		case OUTBOX_EVENT_LOST:
-			was_ready = false;
+			if (was_ready)
+				in_doubt = true;
+			forget_connection();
 			outbox_report_error(slot, event->text);
-			if (strncmp(logged, event->text, OUTBOX_ERROR_LEN - 1) != 0)
+			if (is_news(&connection_troubles, event->text))
 				ereport(LOG, (errmsg("outbox: %s", event->text),
 							  errdetail("Messages are kept and will be published once RabbitMQ can be reached.")));
-			strlcpy(logged, event->text, OUTBOX_ERROR_LEN);
 			show_broker(slot, broker);
 			show_activity(slot);
 			break;
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
 			outbox_report_error(slot, event->text);
-			if (strncmp(logged, event->text, OUTBOX_ERROR_LEN - 1) != 0)
+			if (is_news(&channel_troubles, event->text))
 				ereport(LOG, (errmsg("outbox: RabbitMQ closed the channel: %s", event->text)));
-			strlcpy(logged, event->text, OUTBOX_ERROR_LEN);
 			break;
 		case OUTBOX_EVENT_BLOCKED:
-			outbox_report_error(slot, event->text);
-			/* An alarm that comes and goes shall not fill the log. */
-			log_unblocked = TimestampDifferenceExceeds(blocked_logged_at, GetCurrentTimestamp(),
-													   BLOCKED_LOG_INTERVAL_MS);
-			if (!log_unblocked)
-				break;
-			blocked_logged_at = GetCurrentTimestamp();
-			ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" has blocked publishing: %s",
-								 outbox_broker_name(broker), event->text),
-						  errdetail("Messages are kept until it has enough memory and disk again.")));
+			snprintf(blocked_why, sizeof(blocked_why),
+					 "RabbitMQ at \"%s\" has blocked publishing: %s",
+					 outbox_broker_name(broker), event->text);
+			outbox_report_error(slot, blocked_why);
 			break;
 		case OUTBOX_EVENT_UNBLOCKED:
-			if (log_unblocked)
-				ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
-									 outbox_broker_name(broker))));
+			blocked_why[0] = '\0';
 			break;
 		case OUTBOX_EVENT_RETURN:
 			outbox_report_error(slot, event->text);
@@ -189,6 +320,8 @@ outbox_report_counts(OutboxSlot *slot, int in_flight, const OutboxTally *tally)
 #define ADD(counter) \
 	pg_atomic_write_u64(&slot->counter, pg_atomic_read_u64(&slot->counter) + tally->counter)
 	pg_atomic_write_u64(&slot->in_flight, in_flight);
+	if (tally->confirmed + tally->returned + tally->nacked > 0)
+		answered = true;
 	if (tally->confirmed)
 		ADD(confirmed);
 	if (tally->returned)
