@@ -211,6 +211,7 @@ void
 outbox_broker_become_lost(OutboxBroker *broker, OutboxBrokerEvent *event)
 {
 	*event = broker->lost;
+	event->intended = broker->loss == OUTBOX_LOSS_SETTINGS;
 	if (broker->connected_since != 0 &&
 		broker->now - broker->connected_since >= MS(STEADY_MS))
 		broker->failures = 0;

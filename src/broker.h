@@ -42,6 +42,7 @@ typedef struct OutboxBrokerEvent
 	bool		multiple;		/* ack, nack */
 	int64		id;				/* return: x-outbox-id; 0 if it carried none */
 	uint16		code;			/* return, channel closed, lost by connection.close */
+	bool		intended;		/* lost: our own doing, outbox.uri was changed */
 	size_t		unsent;			/* channel closed, lost: bytes of output never sent */
 	char		text[512];		/* lost: for a person, with the broker's words; return,
 								 * channel closed, blocked: the broker's words alone */

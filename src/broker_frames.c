@@ -22,6 +22,7 @@ outbox_broker_event(OutboxBrokerEvent *event, OutboxBrokerEventType type,
 	event->delivery_tag = 0;
 	event->multiple = false;
 	event->id = 0;
+	event->intended = false;
 	event->unsent = 0;
 	event->code = code;
 	if (text[0] == '\0')

@@ -230,8 +230,8 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 			show_broker(slot, broker);
 			break;
 		case OUTBOX_EVENT_LOST:
-			if (was_ready)
-				in_doubt = true;
+			if (was_ready || event->intended)
+				in_doubt = !event->intended;
 			forget_connection();
 			outbox_report_error(slot, event->text);
 			if (is_news(&connection_troubles, event->text))

@@ -164,7 +164,8 @@ static const IntSetting int_settings[] = {
 		"outbox.connect_timeout", &outbox_connect_timeout,
 		5000, 100, ONE_HOUR_MS, GUC_UNIT_MS,
 		"Sets how long each step of connecting to the broker may take.",
-		"The steps are the connection with the name look-up, the login, and the opening of the channel."
+		"The steps are the connection with the name look-up, the login, and "
+		"the opening of the channel."
 	},
 	{
 		"outbox.heartbeat", &outbox_heartbeat,

@@ -185,7 +185,8 @@ sub _beat
 	my ($fake, $connection) = @_;
 
 	_send($fake, $connection, HEARTBEAT, 0, '')
-	  if ($fake->{orders}{heartbeats} // 1) && time() - $connection->{sent_at} >= $connection->{heartbeat} / 2;
+	  if ($fake->{orders}{heartbeats} // 1) &&
+	  time() - $connection->{sent_at} >= $connection->{heartbeat} / 2;
 	return;
 }
 
