@@ -16,6 +16,10 @@ PG_CPPFLAGS = -DOUTBOX_VERSION='"$(EXTVERSION)"' -I$(srcdir)/src
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers -Wno-cast-function-type $(WERROR)
 SHLIB_LINK = -lrabbitmq -lanl
+# Fault points are for tests, and for nothing else; `make clean` before changing it.
+ifdef FAULTPOINTS
+PG_CPPFLAGS += -DOUTBOX_FAULTPOINTS
+endif
 
 # Files named outbox* are installed; all other .sql files are regression tests.
 REGRESS = $(filter-out outbox%,$(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql))))

@@ -35,6 +35,7 @@
 #include "port/pg_bswap.h"
 
 #include "broker_private.h"
+#include "faultpoint.h"
 
 #define FRAME_METHOD	1
 
@@ -175,7 +176,10 @@ outbox_broker_send(OutboxBroker *broker)
 		if (control)
 			control_sent(broker, (size_t) sent);
 		else
+		{
 			data_sent(broker, (size_t) sent);
+			OUTBOX_FAULTPOINT("socket-took");
+		}
 		if ((size_t) sent < len)
 			return true;
 		budget -= len;

@@ -22,6 +22,7 @@
 #include "pgcompat.h"
 
 #include "confirm.h"
+#include "faultpoint.h"
 
 /* Codes of AMQP. */
 #define CONNECTION_FORCED 320	/* the broker is shut down, or an operator closed us */
@@ -33,6 +34,7 @@ settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
 {
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
+	OUTBOX_FAULTPOINT("answer-received");
 	if (!ack)
 	{
 		tally->nacked++;
@@ -48,6 +50,7 @@ settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
 		tally->confirmed++;
 		outbox_batch_settle(batch, index, OUTBOX_CONFIRMED, NULL);
 	}
+	OUTBOX_FAULTPOINT("answer-applied");
 }
 
 static const char *
@@ -103,6 +106,7 @@ apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
 			continue;
 		entry->returned = true;
 		entry->error = outbox_confirm_return_text(batch->context, event);
+		OUTBOX_FAULTPOINT("return-applied");
 		return NULL;
 	}
 	return "it returned a message that was never sent to it";

@@ -37,6 +37,7 @@
 
 #include "batch.h"
 #include "catalog.h"
+#include "faultpoint.h"
 #include "properties.h"
 #include "settings.h"
 #include "shmem.h"
@@ -310,11 +311,13 @@ store(Row *row)
 	 */
 	xid = GetTopFullTransactionId();
 	id = nextval_internal(sequence, false);
+	OUTBOX_FAULTPOINT("enqueue-before-insert");
 
 	set_column(row, Anum_message_xid, FullTransactionIdGetDatum(xid));
 	set_column(row, Anum_message_id, Int64GetDatum(id));
 	outbox_catalog_insert(rel, heap_form_tuple(RelationGetDescr(rel),
 											   row->values, row->nulls));
+	OUTBOX_FAULTPOINT("enqueue-after-insert");
 	table_close(rel, NoLock);
 }
 

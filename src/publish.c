@@ -28,6 +28,7 @@
 #include "utils/timestamp.h"
 
 #include "deferred.h"
+#include "faultpoint.h"
 #include "properties.h"
 #include "publish.h"
 #include "report.h"
@@ -104,6 +105,7 @@ encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
 		outbox_batch_sent(publisher->batch, index, size, publisher->now);
 	else
 		outbox_batch_settle(publisher->batch, index, OUTBOX_UNSENDABLE, OUTBOX_UNSENDABLE_TEXT);
+	OUTBOX_FAULTPOINT("message-encoded");
 }
 
 /*
@@ -358,6 +360,7 @@ outbox_publish_fill(OutboxPublisher *publisher)
 
 	if (!outbox_cursor_open(publisher->cursor))
 		return 0;
+	OUTBOX_FAULTPOINT("window-opened");
 	while (may_send_one_more(batch) && outbox_batch_has_space(batch) &&
 		   count < MAX_ROWS_PER_SESSION && outbox_cursor_next(publisher->cursor, &message))
 	{
@@ -366,6 +369,7 @@ outbox_publish_fill(OutboxPublisher *publisher)
 		count++;
 	}
 	outbox_cursor_close(publisher->cursor);
+	OUTBOX_FAULTPOINT("window-read");
 	return count;
 }
 
@@ -381,13 +385,16 @@ outbox_publish_gate_open(OutboxPublisher *publisher)
 	output = outbox_broker_output(publisher->broker);
 	output->sendable = output->end;
 	publisher->batch->gated = OUTBOX_NO_ENTRY;
+	OUTBOX_FAULTPOINT("gate-open");
 	return true;
 }
 
 void
 outbox_publish_shut_gate(OutboxPublisher *publisher, uint64 first_entry)
 {
+	OUTBOX_FAULTPOINT("gate-before-flush");
 	outbox_gate_close(&publisher->gate);
 	publisher->batch->gated = first_entry;
+	OUTBOX_FAULTPOINT("gate-shut");
 	(void) outbox_publish_gate_open(publisher);
 }

@@ -24,6 +24,7 @@
 
 #include "dead_letter.h"
 #include "deferred.h"
+#include "faultpoint.h"
 #include "progress.h"
 #include "record.h"
 #include "report.h"
@@ -283,6 +284,7 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 	ListCell   *lc;
 	uint64		end;
 
+	OUTBOX_FAULTPOINT("record-before");
 	foreach(lc, recorder->leftover)
 		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
 							   false, INT8OID, CurrentMemoryContext);
@@ -308,8 +310,10 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 		keep_leftover(recorder, work.kept);
 	if (work.count > 0)
 		carry_out(&work);
+	OUTBOX_FAULTPOINT("record-set-aside");
 	outbox_cursor_position(recorder->cursor, &recorder->position);
 	outbox_progress_store(&recorder->position);
+	OUTBOX_FAULTPOINT("record-stored");
 
 	while (batch->head < end)
 		outbox_batch_pop(batch);

@@ -40,6 +40,7 @@
 #include "batch.h"
 #include "catalog.h"
 #include "cursor.h"
+#include "faultpoint.h"
 #include "progress.h"
 #include "segment.h"
 #include "session.h"
@@ -127,7 +128,10 @@ outbox_segment_rotate(int open_segment)
 		int			next = (open_segment + i) % OUTBOX_SEGMENTS;
 
 		if (table_bytes(outbox_catalog_segment(next)) == 0)
+		{
+			OUTBOX_FAULTPOINT("segment-before-rotate");
 			return next;
+		}
 	}
 	/* None is free: the open one just grows. */
 	return open_segment;
@@ -166,6 +170,7 @@ give_new_files(Oid table)
 	Relation	rel = table_open(table, NoLock);
 	Oid			toast = rel->rd_rel->reltoastrelid;
 
+	OUTBOX_FAULTPOINT("segment-before-empty");
 	CheckTableNotInUse(rel, "empty");
 	RelationSetNewRelfilenumber(rel, rel->rd_rel->relpersistence);
 	if (OidIsValid(toast))
@@ -177,6 +182,7 @@ give_new_files(Oid table)
 	}
 	outbox_reindex_relation(table);
 	pgstat_count_truncate(rel);
+	OUTBOX_FAULTPOINT("segment-emptied");
 	table_close(rel, NoLock);
 }
 
@@ -230,6 +236,7 @@ try_to_empty(const char *name, int segment)
 		(segment < 0 || may_go(segment)))
 		give_new_files(table);
 	outbox_session_commit();
+	OUTBOX_FAULTPOINT("segment-after-commit");
 }
 
 void

@@ -19,6 +19,7 @@
 
 #include "access/xact.h"
 
+#include "faultpoint.h"
 #include "shmem.h"
 #include "wake.h"
 
@@ -50,7 +51,11 @@ xact_callback(XactEvent event, void *arg)
 					pg_atomic_fetch_add_u32(&slot->control_changed, 1);
 			}
 			if (wake_worker || wake_control)
+			{
+				OUTBOX_FAULTPOINT("commit-before-wake");
 				outbox_shmem_wake_worker(MyDatabaseId);
+				OUTBOX_FAULTPOINT("commit-after-wake");
+			}
 			if (wake_launcher)
 				announce();
 			if (new_database)

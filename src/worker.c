@@ -44,6 +44,7 @@
 #include "confirm.h"
 #include "control.h"
 #include "deferred.h"
+#include "faultpoint.h"
 #include "probe.h"
 #include "progress.h"
 #include "publish.h"
@@ -318,6 +319,7 @@ record_progress(void)
 		worker->next_due = worker->now;
 	}
 	outbox_session_commit();
+	OUTBOX_FAULTPOINT("record-committed");
 	worker->publisher.breakers->drain_due = true;
 	worker->emptying_due = true;
 }
@@ -333,6 +335,7 @@ keep_segments(void)
 	outbox_session_commit();
 	worker->open_segment = open_segment;
 	pg_atomic_write_u32(&worker->slot->open_segment, open_segment);
+	OUTBOX_FAULTPOINT("segment-hint-written");
 
 	outbox_segment_empty_settled(open_segment);
 	outbox_segment_empty_table(outbox_progress_spare_table(&worker->recorder.position));

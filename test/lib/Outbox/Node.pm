@@ -13,10 +13,10 @@ use PostgreSQL::Test::Utils;
 use Outbox::Wait qw(wait_until);
 
 # Outbox::Node->create('name', broker => $broker | uri => $uri, conf => $text,
-#                      extension => 1, streaming => 0)
+#                      extension => 1, streaming => 0, faultpoints => 0)
 #
 # A running server; with extension (the default) its database postgres has
-# outbox, and its worker is connected.
+# outbox, and its worker is connected.  With faultpoints it looks for armed ones.
 sub create
 {
 	my ($class, $name, %args) = @_;
@@ -39,6 +39,7 @@ sub prepare
 	my $uri = $args{uri} // ($args{broker} ? $args{broker}->uri : '');
 
 	bless $self, $class;
+	$ENV{OUTBOX_FAULTPOINTS} = 1 if $args{faultpoints};
 	$self->init(allows_streaming => $args{streaming} // 0);
 	$self->append_conf('postgresql.conf', <<"END");
 shared_preload_libraries = 'outbox'
@@ -181,6 +182,40 @@ sub kill9
 	unlink $self->data_dir . '/postmaster.pid',
 	  $self->host . '/.s.PGSQL.' . $self->port . '.lock'
 	  if -d "/proc/$postmaster" && _is_zombie($postmaster);
+	return;
+}
+
+# Let the next process that passes a fault point (src/faultpoint.c), or passes it
+# for the (skip + 1)th time, carry out an action: kill, oom or an SQLSTATE.
+sub arm
+{
+	my ($self, $point, $action, $skip) = @_;
+	my $file = $self->data_dir . '/outbox.faultpoint';
+
+	unlink "$file.done";
+	open my $out, '>', "$file.new" or die "$file.new: $!";
+	print $out join(' ', $point, $action, $skip // 0), "\n";
+	close $out or die "$file.new: $!";
+	rename "$file.new", $file or die "$file: $!";
+	return;
+}
+
+# When the armed fault was carried out, in microseconds; 0 if it was not yet.
+sub fault_time
+{
+	my ($self) = @_;
+
+	open my $in, '<', $self->data_dir . '/outbox.faultpoint.done' or return 0;
+	my $time = <$in> // 0;
+	close $in;
+	return $time + 0;
+}
+
+sub disarm
+{
+	my ($self) = @_;
+
+	unlink $self->data_dir . '/outbox.faultpoint';
 	return;
 }
 
