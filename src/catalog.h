@@ -34,17 +34,23 @@
 /*
  * OIDs are looked up by name each time (the catalog caches make that cheap),
  * so DROP EXTENSION followed by CREATE EXTENSION needs no invalidation of
- * ours. Each returns InvalidOid if the extension is not there.
+ * ours. InvalidOid: it is not there.
  */
+extern Oid	outbox_catalog_table(const char *name);
 extern Oid	outbox_catalog_segment(int segment);
+
+/* That of the ids; raises if it is missing, or draws other ids than the cursor expects. */
 extern Oid	outbox_catalog_sequence(void);
 
-/* Open a segment, or tell the user why that cannot be. */
+/* Raises unless a table of ours has the columns that C expects. */
+extern void outbox_catalog_check(Relation rel);
+
+/* Open one of our tables and check it, or tell the user why that cannot be. */
+extern Relation outbox_catalog_open(const char *name, LOCKMODE lockmode);
 extern Relation outbox_catalog_open_segment(int segment, LOCKMODE lockmode);
 
 /* Open one of our indexes by its name, with AccessShareLock. */
 extern Relation outbox_catalog_open_index(const char *name);
-extern Oid	outbox_catalog_table(const char *name);
 
 /*
  * Insert a row below the level of SQL: no triggers, no privileges, no

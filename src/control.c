@@ -106,7 +106,8 @@ outbox_resume(PG_FUNCTION_ARGS)
 
 /*
  * outbox.reload(): restart the worker, so that it connects anew and reads what
- * ALTER DATABASE ... SET left for new sessions.
+ * ALTER DATABASE ... SET left for new sessions. One that waits after failures is
+ * started at once.
  */
 Datum
 outbox_reload(PG_FUNCTION_ARGS)
@@ -120,6 +121,7 @@ outbox_reload(PG_FUNCTION_ARGS)
 				 errhint("outbox must be in shared_preload_libraries.")));
 	pg_atomic_write_u32(&slot->reload, 1);
 	outbox_shmem_wake_worker(MyDatabaseId);
+	outbox_shmem_forgive(MyDatabaseId);
 	PG_RETURN_VOID();
 }
 

@@ -381,7 +381,7 @@ outbox_cursor_open(OutboxCursor *cursor)
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
 		if (cursor->only_segment == OUTBOX_ALL_SEGMENTS || cursor->only_segment == i)
-			cursor->segments[i] = table_open(outbox_catalog_segment(i), AccessShareLock);
+			cursor->segments[i] = outbox_catalog_open_segment(i, AccessShareLock);
 	}
 	if (!cursor->streams_known)
 		find_streams(cursor);

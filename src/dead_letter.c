@@ -14,11 +14,16 @@
 #include "dead_letter.h"
 #include "query.h"
 
+/* It is there already if somebody has deleted rows of progress. */
+#define ON_CONFLICT \
+	" ON CONFLICT (id) DO UPDATE SET attempts = excluded.attempts," \
+	" last_error = excluded.last_error, died_at = excluded.died_at"
+
 #define INSERT_FROM(segment) { \
 	"INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)" \
 	" SELECT m.*, a.attempts, nullif(a.last_error, '')" \
 	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
-	" RETURNING ordering_key", \
+	ON_CONFLICT " RETURNING ordering_key", \
 	6, OUTBOX_ASIDE_TYPES}
 
 static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
@@ -31,7 +36,7 @@ static OutboxQuery bury_query = {
 	" WHERE d.id = a.id RETURNING d.*, a.attempts AS tries, a.last_error AS words)"
 	" INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)"
 	" SELECT " OUTBOX_MESSAGE_COLUMNS ", tries, coalesce(nullif(words, ''), last_error)"
-	" FROM gone RETURNING ordering_key",
+	" FROM gone" ON_CONFLICT " RETURNING ordering_key",
 	6, OUTBOX_ASIDE_TYPES
 };
 

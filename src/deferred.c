@@ -46,6 +46,9 @@
 	" reason, due_at, attempts, last_error, place)" \
 	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, ''), a.place" \
 	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
+	/* It is there already if somebody has deleted rows of progress. */ \
+	" ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, due_at = excluded.due_at," \
+	" attempts = excluded.attempts, last_error = excluded.last_error, place = excluded.place" \
 	" RETURNING ordering_key", \
 	6, OUTBOX_ASIDE_TYPES}
 

@@ -201,7 +201,7 @@ outbox_stored_messages(PG_FUNCTION_ARGS)
 									ALLOCSET_DEFAULT_SIZES);
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
-		Relation	rel = table_open(outbox_catalog_segment(i), AccessShareLock);
+		Relation	rel = outbox_catalog_open_segment(i, AccessShareLock);
 		TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
 		HeapTuple	tuple;
 

@@ -65,7 +65,7 @@ horizon_from_columns(const Datum *values)
 static void
 load_table(int table, Snapshot snapshot, OutboxProgress *progress)
 {
-	Relation	rel = table_open(outbox_catalog_table(table_names[table]), AccessShareLock);
+	Relation	rel = outbox_catalog_open(table_names[table], AccessShareLock);
 	Relation	index = outbox_catalog_open_index(index_names[table]);
 	SysScanDesc scan = systable_beginscan_ordered(rel, index, snapshot, 0, NULL);
 	HeapTuple	tuple = systable_getnext_ordered(scan, BackwardScanDirection);
@@ -169,11 +169,11 @@ outbox_progress_store(OutboxProgress *position)
 	values[COL_RECORDED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
 	isnull[COL_NUMBER] = isnull[COL_RECORDED_AT] = false;
 
-	rel = table_open(outbox_catalog_table(table_names[position->table]), RowExclusiveLock);
+	rel = outbox_catalog_open(table_names[position->table], RowExclusiveLock);
 	if (RelationGetNumberOfBlocks(rel) >= TABLE_PAGES)
 	{
-		Relation	other = table_open(outbox_catalog_table(table_names[1 - position->table]),
-									   RowExclusiveLock);
+		Relation	other = outbox_catalog_open(table_names[1 - position->table],
+											   RowExclusiveLock);
 
 		/* If the other one could not be emptied yet, go on here. */
 		if (RelationGetNumberOfBlocks(other) == 0)

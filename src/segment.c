@@ -76,7 +76,7 @@ static bool
 newest_message(int segment, Snapshot snapshot, int64 *id, TimestampTz *enqueued_at)
 {
 	char		index_name[NAMEDATALEN];
-	Relation	rel = table_open(outbox_catalog_segment(segment), AccessShareLock);
+	Relation	rel = outbox_catalog_open_segment(segment, AccessShareLock);
 	Relation	index;
 	SysScanDesc scan;
 	HeapTuple	tuple;

@@ -10,12 +10,12 @@
  */
 #include "pgcompat.h"
 
+#include "access/relation.h"
 #include "access/xact.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "pgstat.h"
 
@@ -37,6 +37,9 @@ static const char *const write_tables[] = {
 static Oid	read_oids[lengthof(read_tables)];
 static Oid	sequence_oids[lengthof(sequences)];
 static Oid	write_oids[lengthof(write_tables)];
+
+/* The one that was last found to be gone. */
+static const char *gone_name = "";
 
 /*
  * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker
@@ -86,18 +89,33 @@ outbox_session_init(void)
 }
 
 static OutboxSession
-lock_tables(const Oid *oids, int count, LOCKMODE mode)
+lock_tables(const char *const *names, const Oid *oids, int count, LOCKMODE mode)
 {
 	for (int i = 0; i < count; i++)
 	{
+		Relation	rel;
+
+		gone_name = names[i];
 		if (!OidIsValid(oids[i]))
 			return OUTBOX_SESSION_GONE;
 		if (!ConditionalLockRelationOid(oids[i], mode))
 			return OUTBOX_SESSION_LOCKED;
-		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(oids[i])))
+		rel = try_relation_open(oids[i], NoLock);
+		if (rel == NULL)
+			return OUTBOX_SESSION_GONE;
+		outbox_catalog_check(rel);
+		relation_close(rel, NoLock);
+		/* Renamed, or in another schema: neither C nor SQL would find it. */
+		if (outbox_catalog_table(names[i]) != oids[i])
 			return OUTBOX_SESSION_GONE;
 	}
 	return OUTBOX_SESSION_OPEN;
+}
+
+const char *
+outbox_session_gone_name(void)
+{
+	return gone_name;
 }
 
 OutboxSession
@@ -107,11 +125,12 @@ outbox_session_begin(bool writes)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	result = lock_tables(read_oids, lengthof(read_oids), AccessShareLock);
+	result = lock_tables(read_tables, read_oids, lengthof(read_oids), AccessShareLock);
 	if (result == OUTBOX_SESSION_OPEN)
-		result = lock_tables(sequence_oids, lengthof(sequence_oids), RowExclusiveLock);
+		result = lock_tables(sequences, sequence_oids, lengthof(sequence_oids),
+							 RowExclusiveLock);
 	if (result == OUTBOX_SESSION_OPEN)
-		result = lock_tables(write_oids, lengthof(write_oids),
+		result = lock_tables(write_tables, write_oids, lengthof(write_oids),
 							 writes ? RowExclusiveLock : AccessShareLock);
 	if (result != OUTBOX_SESSION_OPEN)
 	{

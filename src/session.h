@@ -25,4 +25,7 @@ extern void outbox_session_init(void);
 extern OutboxSession outbox_session_begin(bool writes);
 extern void outbox_session_commit(void);
 
+/* After OUTBOX_SESSION_GONE: which of our tables and sequences it was. */
+extern const char *outbox_session_gone_name(void);
+
 #endif							/* OUTBOX_SESSION_H */

@@ -134,6 +134,24 @@ outbox_shmem_claim(Oid dboid, bool announce)
 	return slot != NULL;
 }
 
+void
+outbox_shmem_forgive(Oid dboid)
+{
+	OutboxSlot *slot;
+
+	if (outbox_shared == NULL)
+		return;
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot = find_slot(dboid);
+	if (slot != NULL)
+	{
+		slot->failures = 0;
+		slot->next_start = 0;
+	}
+	LWLockRelease(outbox_shared->lock);
+	outbox_shmem_wake_launcher();
+}
+
 /*
  * Make a slot free.
  *

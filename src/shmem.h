@@ -95,6 +95,9 @@ extern int	outbox_shmem_open_segment(void);
  */
 extern bool outbox_shmem_claim(Oid dboid, bool announce);
 
+/* user backend: however often its worker has failed, start it at once */
+extern void outbox_shmem_forgive(Oid dboid);
+
 /* launcher, utility hook, under lock: make a slot free */
 extern void outbox_shmem_clear(OutboxSlot *slot);
 

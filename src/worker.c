@@ -119,8 +119,8 @@ begin_session(bool writes)
 	outbox_require_extension();
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("a table of extension \"outbox\" is missing, or is another one than before"),
-			 errhint("The worker starts anew. If this does not help, reinstall the extension.")));
+			 errmsg("outbox.%s is missing, or is another one than before", outbox_session_gone_name()),
+			 errhint("The worker starts anew. If this does not help, undo what was done to it, or reinstall the extension.")));
 	return false;
 }
 
