@@ -12,7 +12,7 @@ use Time::HiRes qw(time);
 use Outbox::Broker;
 use Outbox::Load;
 use Outbox::Node;
-use Outbox::Sets qw(create_orders committed_orders sets_ok);
+use Outbox::Sets qw(create_orders committed_orders sets_ok busiest_stretch);
 use Outbox::Wait qw(wait_until);
 
 my $seed = $ENV{OUTBOX_TEST_SEED} // int(rand(1_000_000));
@@ -111,18 +111,6 @@ diag sprintf '%d orders committed, %d duplicates, %d redelivered by the broker',
 # turn of the loop that is under way, and the flush of the record.
 my $between_records = 250_000;
 
-sub busiest_stretch
-{
-	my ($most, $first) = (0, 0);
-
-	for my $last (0 .. $#_)
-	{
-		$first++ while $_[$last] - $_[$first] > $between_records;
-		$most = $last - $first + 1 if $last - $first + 1 > $most;
-	}
-	return $most;
-}
-
 # When the next kill comes soon, copies owed to the one before may still be on their
 # way: no more of them than it was allowed and has not yet shown.
 my ($too_many, $largest, $largest_allowed, $on_their_way) = (0, 0, 0, 0);
@@ -131,7 +119,7 @@ for my $i (0 .. $#killed_at)
 	my ($from, $at, $to) = ($i ? $killed_at[ $i - 1 ] : 0, $killed_at[$i], $killed_at[ $i + 1 ] // 1e18);
 	my $count = grep { $_->{at} >= $at && $_->{at} < $to } @{ $result{duplicates} };
 	my $allowed = $in_flight + $on_their_way
-	  + busiest_stretch(map { $_->{at} } grep { $_->{at} >= $from && $_->{at} < $at } @received);
+	  + busiest_stretch($between_records, map { $_->{at} } grep { $_->{at} >= $from && $_->{at} < $at } @received);
 
 	note sprintf 'kill %d (%s): %d duplicates, %d allowed', $i + 1, $plan[$i], $count, $allowed;
 	($largest, $largest_allowed) = ($count, $allowed) if $count > $largest;

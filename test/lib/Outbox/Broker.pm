@@ -384,12 +384,13 @@ sub rabbitmqctl
 sub eval_erlang
 {
 	my ($self, $expression) = @_;
-	my $file = "$self->{dir}/eval.erl";
+	my $file = "$self->{dir}/eval.$$.erl";    # children of a test may ask as well
 
 	_write($file, "$expression.\n");
 	my ($status, $text) = $self->capture($self->{env}, 'sh', '-c',
 		'exec erl_call -sname "$0" -c "$1" -timeout 20 -e < "$2"',
 		$NODENAME, $COOKIE, $file);
+	unlink $file;
 	croak "erl_call: $text" if $status != 0 || $text !~ /^\{ok,/;
 	return $text;
 }

@@ -160,6 +160,49 @@ sub children
 	return @pids;
 }
 
+# Pids of the server's processes whose title matches: what pg_stat_activity would
+# say, also while the server answers nobody.
+sub titled
+{
+	my ($self, $title) = @_;
+
+	return grep { _title($_) =~ $title } $self->children;
+}
+
+sub _title
+{
+	my ($pid) = @_;
+
+	open my $in, '<', "/proc/$pid/cmdline" or return '';
+	my $title = do { local $/; <$in> } // '';
+	close $in;
+	return $title =~ tr/\0/ /r;
+}
+
+# Learn from the data directory who the postmaster is: another process may have
+# started or stopped the server.
+sub learn_pid
+{
+	my ($self) = @_;
+
+	$self->{_pid} = undef;
+	open my $in, '<', $self->data_dir . '/postmaster.pid' or return;
+	my ($pid) = (<$in> // '') =~ /^(\d+)/;
+	close $in;
+	$self->{_pid} = $pid if $pid && -d "/proc/$pid" && !_is_zombie($pid);
+	return $self->{_pid};
+}
+
+# pg_ctl for a process that is not the test itself; see learn_pid().  True if it
+# succeeded.
+sub pg_ctl
+{
+	my ($self, @arguments) = @_;
+
+	return PostgreSQL::Test::Utils::system_log('pg_ctl', '-D', $self->data_dir, '-l', $self->logfile,
+		@arguments) == 0;
+}
+
 # Kill the postmaster and wait until its children have noticed and left: each of
 # them must, and until then no new server can start on the same data.
 sub kill9

@@ -40,7 +40,8 @@ sub start
 	return $self;
 }
 
-# Run Perl code in a child: the code never returns into the test.
+# Run Perl code in a child: the code never returns into the test.  Without a log
+# it speaks where the test does.
 sub start_code
 {
 	my ($class, %args) = @_;
@@ -53,6 +54,11 @@ sub start_code
 		%alive = ();
 		$SIG{$_} = 'DEFAULT' for qw(TERM INT HUP);
 		open STDIN, '<', '/dev/null' or POSIX::_exit(126);
+		if ($args{log})
+		{
+			open STDOUT, '>>', $args{log} or POSIX::_exit(126);
+			open STDERR, '>&', \*STDOUT or POSIX::_exit(126);
+		}
 		my $done = eval { $args{code}->(); 1 };
 		warn $@ unless $done;
 		POSIX::_exit($done ? 0 : 1);

@@ -11,7 +11,7 @@ use warnings FATAL => 'all';
 use Exporter 'import';
 use Test::More;
 
-our @EXPORT_OK = qw(create_orders committed_orders compare_sets sets_ok);
+our @EXPORT_OK = qw(create_orders committed_orders compare_sets sets_ok busiest_stretch);
 
 # Table and function that the tests of sets work with.  place_order() is one order
 # and its message; `ordered` tells whether the writer's messages must arrive in
@@ -104,6 +104,21 @@ sub compare_sets
 	}
 	$result{lost} = [ grep { !$seen{ $_->{id} } } @$committed ];
 	return %result;
+}
+
+# busiest_stretch($length, @times): the most of these ascending times that lie
+# within one stretch of that length.
+sub busiest_stretch
+{
+	my ($length, @times) = @_;
+	my ($most, $first) = (0, 0);
+
+	for my $last (0 .. $#times)
+	{
+		$first++ while $times[$last] - $times[$first] > $length;
+		$most = $last - $first + 1 if $last - $first + 1 > $most;
+	}
+	return $most;
 }
 
 sub _show
