@@ -1,8 +1,8 @@
 #!/usr/bin/perl
 #
-# ./dev chaos SECONDS [--seed N]: disturb PostgreSQL, RabbitMQ and what is between
-# them at random for so long, then say whether anything was lost, invented,
-# reordered, or stuck.
+# ./dev chaos SECONDS [--seed N] [--only PATTERN]: disturb PostgreSQL, RabbitMQ and
+# what is between them at random for so long, in those ways whose names match, then
+# say whether anything was lost, invented, reordered, or stuck.
 
 use strict;
 use warnings FATAL => 'all';
@@ -16,14 +16,18 @@ BEGIN { open $screen, '>&', \*STDOUT or die "stdout: $!"; $screen->autoflush(1);
 
 use Outbox::Chaos;
 
-GetOptions('seed=i' => \(my $seed = int(rand(1_000_000))), 'quiet' => \my $quiet)
+GetOptions(
+	'seed=i' => \(my $seed = int(rand(1_000_000))),
+	'only=s' => \(my $only = '.'),
+	'quiet' => \my $quiet)
   && @ARGV == 1 && $ARGV[0] =~ /^\d+$/
-  or do { print $screen "usage: ./dev chaos SECONDS [--seed N] [--quiet]\n"; exit 2; };
+  or do { print $screen "usage: ./dev chaos SECONDS [--seed N] [--only PATTERN] [--quiet]\n"; exit 2; };
 
 print $screen "seed $seed; starting PostgreSQL and RabbitMQ ...\n";
 my $chaos = Outbox::Chaos->new(
 	seed => $seed,
 	seconds => $ARGV[0],
+	only => qr/$only/,
 	log => sub { print $screen "$_[0]\n" unless $quiet; print "$_[0]\n"; });
 my $failed = 0;
 

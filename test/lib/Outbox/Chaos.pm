@@ -35,9 +35,11 @@ use Outbox::Sets qw(compare_sets busiest_stretch);
 use Outbox::Wait qw(wait_until);
 
 my $IN_FLIGHT = 200;              # outbox.in_flight_messages; disturbances only lower it
-my $AT_ONCE = 3;                  # disturbances that may overlap
-my $PAUSE = 0.9;                  # longest time from the start of one to that of the next
+my $AT_ONCE = 4;                  # disturbances that may overlap
+my $PAUSE = 0.6;                  # longest time from the start of one to that of the next
 my $FLOWING = 50;                 # so many new messages show that all is well
+my $BLIND = 0.5;                  # share of disturbances that come while nothing flows
+my $UNRECORDED = 5;               # seconds for which a key with a backlog may hold up the record
 my $LIMIT_WITHOUT_PROGRESS = 30;  # seconds, while nothing is disturbed
 my $LIMIT_DRAIN = 60;
 my $LIMIT_UNDO = 60;
@@ -57,6 +59,7 @@ my $MISSED = 3;
 #   do_here,       run in this process before them, at once
 #   undo_here
 #   ends_worker    the worker may end without recording what is settled
+#   locks          what is settled cannot be recorded
 #
 # They are called with this object and the disturbance's own dice: 'number', and
 # 'dice', three numbers from 0 to 1.
@@ -142,7 +145,7 @@ my @DISTURBANCES = (
 		undo => sub { $_[0]->_sql_until('SELECT outbox.resume()') }
 	},
 	{
-		name => 'reload()', weight => 1,
+		name => 'reload()', weight => 1, ends_worker => 1,
 		do => sub { $_[0]->_sql('SELECT outbox.reload()') }
 	},
 	# other sessions
@@ -151,11 +154,11 @@ my @DISTURBANCES = (
 		do => sub { $_[0]->_hold($_[1], 'SELECT count(*) FROM orders, outbox.status') }
 	},
 	{
-		name => 'a table is locked', weight => 3, uses => ['locks'],
+		name => 'a table is locked', weight => 3, uses => ['locks'], locks => 1,
 		do => \&_lock_table
 	},
 	{
-		name => 'rows of deferred are locked', weight => 1, uses => ['locks'],
+		name => 'rows of deferred are locked', weight => 1, uses => ['locks'], locks => 1,
 		do => sub { $_[0]->_hold($_[1], 'SELECT count(*) FROM (SELECT FROM outbox.deferred FOR UPDATE) d') }
 	},
 	{
@@ -194,8 +197,8 @@ my @DISTURBANCES = (
 	{
 		name => 'RabbitMQ: closes all connections', weight => 2, uses => ['broker'],
 		do => sub {
-			$_[0]->_erlang('rabbit_networking:close_connections('
-				  . 'rabbit_networking:connections(), "chaos")');
+			$_[0]->_erlang('[catch rabbit_networking:close_connection(C, "chaos") || '
+				  . 'C <- rabbit_networking:connections()]');
 		}
 	},
 	# exchanges, bindings, queues
@@ -256,7 +259,7 @@ my @DISTURBANCES = (
 		do_here => sub { $_[0]{proxy}->tell('cut') }
 	},
 	# none: until messages flow again
-	{ name => '(left alone)', weight => 6, calm => 1, lasts => [ 0.5, 1.5 ] },
+	{ name => '(left alone)', weight => 3, calm => 1, lasts => [ 0.5, 1.5 ] },
 );
 
 #
@@ -276,7 +279,11 @@ sub _until
 {
 	my ($seconds, $what, $act) = @_;
 
-	return wait_until($what, sub { eval { $act->() } }, $seconds, 100);
+	my $error = '';
+
+	return eval {
+		wait_until($what, sub { eval { $act->() } || do { $error = $@; 0 } }, $seconds, 100);
+	} || die "$@$error";
 }
 
 sub _kill_one
@@ -300,13 +307,31 @@ sub _freeze_worker
 	return kill 'STOP', $pid;
 }
 
-# Statements in a session each; true if all went well.
-sub _sql
+# What statements return, one after another; undef if one of them failed.  A server
+# that is just starting is given a moment.
+sub _value
 {
 	my ($self, $sql, $dbname) = @_;
+	my $deadline = time() + 3;
 
-	return defined $self->{node}->value($sql, $dbname);
+	while (1)
+	{
+		my ($out, $error) = ('', '');
+		my $status = eval {
+			$self->{node}->psql($dbname // 'postgres', $sql, stdout => \$out, stderr => \$error);
+		} // -1;
+
+		return $out if $status == 0;
+		if ($error !~ /^psql: error: connection to server/ || time() > $deadline)
+		{
+			print "$sql: $error\n";
+			return;
+		}
+		usleep(100_000);
+	}
 }
+
+sub _sql { return defined _value(@_); }
 
 sub _sql_until
 {
@@ -318,7 +343,7 @@ sub _sql_until
 sub _terminate
 {
 	my ($self, $event, $whom) = @_;
-	my @pids = split /\n/, $self->{node}->value(<<"END") // '';
+	my @pids = split /\n/, $self->_value(<<"END") // '';
 SELECT pid FROM pg_stat_activity WHERE $whom AND datname IS NOT DISTINCT FROM
 	CASE WHEN backend_type <> 'outbox launcher' THEN 'postgres' END ORDER BY pid
 END
@@ -412,7 +437,7 @@ sub _erlang
 {
 	my ($self, $expression) = @_;
 
-	return eval { _until(3, $expression, sub { $self->{broker}->eval_erlang($expression) }) };
+	return _until(3, $expression, sub { $self->{broker}->eval_erlang($expression) });
 }
 
 sub _erlang_until
@@ -446,7 +471,7 @@ sub _amqp
 {
 	my ($self, @command) = @_;
 
-	return eval { _until(3, "@command", sub { $self->{broker}->amqp(@command); 1 }) };
+	return _until(3, "@command", sub { $self->{broker}->amqp(@command); 1 });
 }
 
 # amqptool's commands as lists
@@ -465,18 +490,19 @@ sub _amqp_until
 # what is disturbed
 #
 
-# seed, seconds; say => sub { line for people }, log => sub { line for the record }
+# seed, seconds; log => sub { line about what is done }; only => pattern of names
 sub new
 {
 	my ($class, %args) = @_;
 	my $self = bless {
 		seconds => 60,
-		say => sub { },
 		log => sub { },
+		only => qr/./,
 		%args,
 		active => [],
 		done => {},          # name => times
 		missed => {},
+		over => [],          # disturbances that were
 		undisturbed => [],   # [from, to]
 		failures => [],      # of the chaos itself: texts
 		largest_rss => 0,
@@ -494,13 +520,16 @@ sub new
 sub _make_plan
 {
 	my ($self) = @_;
+	my @cards = map { ($_) x $_->{weight} } grep { $_->{name} =~ $self->{only} } @DISTURBANCES;
 	my (@plan, @pack);
+
+	die "no disturbance is called $self->{only}\n" if !@cards;
 
 	while (@plan < 5 * $self->{seconds} + 100)
 	{
 		if (!@pack)
 		{
-			@pack = map { ($_) x $_->{weight} } @DISTURBANCES;
+			@pack = @cards;
 			for my $i (reverse 1 .. $#pack)
 			{
 				my $j = int(rand($i + 1));
@@ -514,6 +543,7 @@ sub _make_plan
 			number => scalar @plan,
 			lasts => $from + rand($to - $from),
 			pause => rand($PAUSE),
+			blind => rand() < $BLIND,
 			dice => [ rand(), rand(), rand() ],
 		};
 	}
@@ -693,13 +723,17 @@ sub _status
 	  . ($self->{node}->value('SELECT s FROM outbox.status s') // 'no answer');
 }
 
-# Memory of the worker, a few times a second.
+# Has anything arrived?  And memory of the worker, a few times a second.
 sub _sample
 {
 	my ($self) = @_;
+	my $now = time();
 
-	return if time() - ($self->{sampled_at} // 0) < 0.25;
-	$self->{sampled_at} = time();
+	return if $now - ($self->{sampled_at} // 0) < 0.2;
+	$self->{sampled_at} = $now;
+	my $arrived = $self->_arrived;
+	($self->{arrived}, $self->{arrived_at}) = ($arrived, $now)
+	  if $arrived != ($self->{arrived} // -1);
 	my $pid = $self->{sampled_pid} //= ($self->{node}->titled($self->{worker_title}))[0] // return;
 	open my $in, '<', "/proc/$pid/status" or return delete $self->{sampled_pid};
 	my ($rss) = join('', <$in>) =~ /^RssAnon:\s+(\d+)/m;
@@ -747,9 +781,11 @@ sub _record
 	my ($self, $event) = @_;
 	my $name = $event->{what}{name};
 
+	$event->{over} = time();
+	push @{ $self->{over} }, $event;
 	$self->{ $event->{missed} ? 'missed' : 'done' }{$name}++;
 	$self->{log}->(sprintf '%7.2f to %7.2f  %s%s', $event->{begun} - $self->{began},
-		time() - $self->{began}, $name, $event->{missed} ? ' (nothing there)' : '');
+		$event->{over} - $self->{began}, $name, $event->{missed} ? ' (in vain)' : '');
 	return;
 }
 
@@ -809,6 +845,19 @@ sub _fits
 	  && !grep({ $_->{what}{calm} } @active);
 }
 
+# Most of them shall meet a system at work.
+sub _flows
+{
+	my ($self) = @_;
+	my $silent = time() - $self->{arrived_at};
+
+	return 1 if $silent < 1;
+	return 0 if @{ $self->{active} } || time() - $self->{calm_since} < $LIMIT_WITHOUT_PROGRESS
+	  || $silent < $LIMIT_WITHOUT_PROGRESS;
+	push @{ $self->{failures} }, $self->_status;
+	return $self->{arrived_at} = time();
+}
+
 sub _note_undisturbed
 {
 	my ($self, $now) = @_;
@@ -833,7 +882,10 @@ sub disturb
 		$self->{active} = [ grep { !$self->_advance($_, $over) } @{ $self->{active} } ];
 		$self->{calm_since} //= time()
 		  if !grep { !$_->{what}{calm} } @{ $self->{active} };
-		if (!$over && time() >= $next && $self->_fits($self->{plan}[0]))
+		if (  !$over
+			&& time() >= $next
+			&& $self->_fits($self->{plan}[0])
+			&& ($self->{plan}[0]{blind} || $self->_flows))
 		{
 			my $event = shift @{ $self->{plan} };
 			$self->_begin($event);
@@ -852,6 +904,7 @@ sub drain
 	my ($self) = @_;
 	my $start = time();
 
+	$self->{log}->('no more disturbances');
 	$self->_wait_flowing;
 	$self->{load}->stop;
 	$self->_start_late_consumers;
@@ -976,18 +1029,32 @@ sub _longest_silence
 	return $longest;
 }
 
+# The busiest stretch, of so many seconds, around an end of the worker.
+sub _unrecorded
+{
+	my ($event, $locked, @at) = @_;
+	my ($from, $to) = ($event->{begun} - 10, $event->{over} + 5);
+	my $length = $UNRECORDED + sum0 map { $_->{over} - $_->{begun} }
+	  grep { $_->{over} > $from && $_->{begun} < $event->{over} } @$locked;
+
+	return busiest_stretch($length, grep { $_ > $from && $_ < $to } @at);
+}
+
 # Copies that are owed to the end of a channel, a connection, or the worker: what
-# was in flight, and what was settled and not recorded.
+# was in flight; and to the last, what was settled and not recorded.  While our
+# tables are locked nothing is recorded.
 sub _allowed_duplicates
 {
 	my ($self, $found, @received) = @_;
-	my $ended = sum0 map { $self->{done}{ $_->{name} } // 0 } grep { $_->{ends_worker} } @DISTURBANCES;
-	my $unrecorded = busiest_stretch(250_000, map { $_->{at} } @received);
+	my @at = map { $_->{at} / 1e6 } @received;
+	my @ends = grep { $_->{what}{ends_worker} } @{ $self->{over} };
+	my @locked = grep { $_->{what}{locks} } @{ $self->{over} };
 
 	@{$found}{qw(connections channels)} = $self->_broker_log_counts;
-	$found->{workers} = $ended;
-	$found->{unrecorded} = $unrecorded;
-	return $IN_FLIGHT * (max(0, $found->{connections} - 1) + $found->{channels}) + $ended * $unrecorded;
+	$found->{ends} = @ends;
+	$found->{unrecorded} = sum0 map { _unrecorded($_, \@locked, @at) } @ends;
+	return $found->{unrecorded}
+	  + $IN_FLIGHT * (max(0, $found->{connections} - 1) + $found->{channels});
 }
 
 sub judge
@@ -1075,7 +1142,7 @@ sub table
 {
 	my ($self) = @_;
 	my $found = $self->{found};
-	my @lines = (sprintf('%-44s %5s %7s', 'what was done', 'times', 'missed'));
+	my @lines = (sprintf('%-44s %5s %7s', 'what was done', 'times', 'in vain'));
 
 	for my $what (@DISTURBANCES)
 	{
@@ -1093,9 +1160,9 @@ sub table
 		[ 'before their time', scalar @{ $found->{early} } ],
 		[ 'duplicates', scalar @{ $found->{duplicates} } ],
 		[ '  allowed', $found->{allowed} ],
-		[ "  for: connections", $found->{connections} ],
+		[ '  for: connections', $found->{connections} ],
 		[ '  channels closed on a message', $found->{channels} ],
-		[ '  ends of the worker', $found->{workers} ],
+		[ '  not recorded at an end of the worker', $found->{unrecorded} ],
 		[ 'delivered again by RabbitMQ', scalar @{ $found->{redelivered} } ],
 		[ 'dead letters', $found->{dead} ],
 		[ 'left over', $found->{left} || 'nothing' ],

@@ -108,6 +108,7 @@ sub _repeat
 			open STDIN, '<', $input // '/dev/null';
 			open STDOUT, '>>', $log;
 			open STDERR, '>&', \*STDOUT;
+			$ENV{PGAPPNAME} = $command->[0];    # or it would be the name of the test
 			{ exec @$command; }
 			POSIX::_exit(127);
 		}

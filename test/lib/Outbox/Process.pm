@@ -58,6 +58,7 @@ sub start_code
 		{
 			open STDOUT, '>>', $args{log} or POSIX::_exit(126);
 			open STDERR, '>&', \*STDOUT or POSIX::_exit(126);
+			$| = 1;
 		}
 		my $done = eval { $args{code}->(); 1 };
 		warn $@ unless $done;
