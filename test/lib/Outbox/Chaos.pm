@@ -41,6 +41,7 @@ my $FLOWING = 50;                 # so many new messages show that all is well
 my $BLIND = 0.5;                  # share of disturbances that come while nothing flows
 my $UNRECORDED = 5;               # seconds for which a key with a backlog may hold up the record
 my $LIMIT_WITHOUT_PROGRESS = 30;  # seconds, while nothing is disturbed
+my $LIMIT_MEET = 5;
 my $LIMIT_DRAIN = 60;
 my $LIMIT_UNDO = 60;
 my $LIMIT_RSS_KB = 32 * 1024;
@@ -54,6 +55,7 @@ my $MISSED = 3;
 #   name, weight   how often it is drawn
 #   uses           what no other disturbance may touch meanwhile
 #   lasts          seconds between do and undo, from .. to
+#   is_met         lasts longer if need be, until messages have flowed meanwhile
 #   do, undo       run in a process of their own, and may take their time; do
 #                  returns false if there was nothing to disturb
 #   do_here,       run in this process before them, at once
@@ -203,34 +205,40 @@ my @DISTURBANCES = (
 	},
 	# exchanges, bindings, queues
 	{
-		name => 'exchange: deleted, declared', weight => 3, uses => ['shop'], lasts => [ 0.2, 3 ],
+		name => 'exchange: deleted, declared', weight => 3, uses => ['shop'],
+		is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('delete-exchange', 'shop') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{shop} }) }
 	},
 	{
-		name => 'binding: removed, made', weight => 3, uses => ['market'], lasts => [ 0.2, 3 ],
+		name => 'binding: removed, made', weight => 3, uses => ['market'],
+		is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('unbind', 'orders', 'market', 'order.*') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{market} }) }
 	},
 	{
-		name => 'queue: deleted, declared', weight => 2, uses => ['copies'], lasts => [ 0.2, 3 ],
+		name => 'queue: deleted, declared', weight => 2, uses => ['copies'],
+		is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('delete-queue', 'copies') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{copies} }) }
 	},
 	{
-		name => 'queue: not there yet', weight => 2, lasts => [ 0.5, 3 ],
+		name => 'queue: not there yet', weight => 2,
+		is_met => 1, lasts => [ 0.5, 3 ],
 		do => \&_order_for_late_queue,
 		undo => sub {
 			$_[0]->_amqp_until([ 'declare-queue', "late.$_[1]{number}", 'classic', 'durable' ]);
 		}
 	},
 	{
-		name => 'queue: full, refuses', weight => 2, uses => ['orders'], lasts => [ 0.3, 2 ],
+		name => 'queue: full, refuses', weight => 2, uses => ['orders'],
+		is_met => 1, lasts => [ 0.3, 2 ],
 		do => sub { $_[0]->_erlang($_[0]{make}{full}) },
 		undo => sub { $_[0]->_erlang_until($_[0]{make}{not_full}) }
 	},
 	{
-		name => 'queue: confirms nothing', weight => 2, uses => ['side'], lasts => [ 0.5, 4 ],
+		name => 'queue: confirms nothing', weight => 2, uses => ['side'],
+		is_met => 1, lasts => [ 0.5, 4 ],
 		do => sub { $_[0]->_erlang(_side_queue('suspend')) },
 		undo => sub { $_[0]->_erlang_until(_side_queue('resume')) }
 	},
@@ -789,6 +797,19 @@ sub _record
 	return;
 }
 
+# Is it too early to undo a disturbance?
+sub _lasts
+{
+	my ($self, $event) = @_;
+	my $now = time();
+
+	$event->{until} //= $now + $event->{lasts};
+	$event->{before} //= $self->{arrived};
+	return 1 if $now < $event->{until};
+	return 0 if !$event->{what}{is_met} || $now > $event->{until} + $LIMIT_MEET;
+	return $self->{arrived} < $event->{before} + 2 * $FLOWING;
+}
+
 # Take a disturbance as far as it goes; true once it is over.
 sub _advance
 {
@@ -807,8 +828,7 @@ sub _advance
 	}
 	if ($event->{part} eq 'do')
 	{
-		$event->{until} //= time() + $event->{lasts};
-		return 0 if time() < $event->{until} && !$event->{missed} && !$hurry;
+		return 0 if $self->_lasts($event) && !$event->{missed} && !$hurry;
 		$self->_start_part($event, 'undo');
 		return 0;
 	}
