@@ -23,20 +23,26 @@ use Outbox::Consumer;
 use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
-my $NODENAME = 'rabbit@localhost';
 my $COOKIE = 'outboxtests';
 
-# Outbox::Broker->new(config => '{vm_memory_high_watermark, 0.4}, ...', schedulers => 2)
+# Outbox::Broker->new(config => '{vm_memory_high_watermark, 0.4}, ...', schedulers => 2,
+#                     name => 'rabbit', beside => $broker)
+#
+# With `beside` it shares the epmd and the program files of another one, which then has
+# to outlive it: the two can form a cluster.
 sub new
 {
 	my ($class, %args) = @_;
 	my $dir = File::Temp::tempdir('outbox-rabbitmq-XXXXXX', TMPDIR => 1, CLEANUP => 1);
+	my $beside = $args{beside};
 	my $self = bless {
 		dir => $dir,
+		node => ($args{name} // 'rabbit') . '@localhost',
+		beside => $beside,
 		port => free_port(),
 		dist_port => free_port(),
 		ctl_port => free_port(),
-		epmd_port => free_port(),
+		epmd_port => $beside ? $beside->{epmd_port} : free_port(),
 		config => $args{config} // '',
 		schedulers => $args{schedulers} // 2,
 		start_timeout => $args{start_timeout} // 90,
@@ -44,13 +50,15 @@ sub new
 		consumers => 0,
 	}, $class;
 
-	$self->_make_tree;
+	if ($beside) { $self->{tree} = $beside->{tree}; }
+	else { $self->_make_tree; }
 	$self->_write_files;
 	return $self;
 }
 
 sub port { return $_[0]{port}; }
 sub dir { return $_[0]{dir}; }
+sub node { return $_[0]{node}; }
 sub uri { return "amqp://guest:guest\@127.0.0.1:$_[0]{port}/"; }
 sub pid { return $_[0]{server} ? $_[0]{server}->pid : undef; }
 sub running { return $_[0]{server} && $_[0]{server}->running; }
@@ -174,7 +182,7 @@ END
 		LC_ALL => 'C.UTF-8',
 		ERL_EPMD_PORT => $self->{epmd_port},
 		ERL_EPMD_ADDRESS => '127.0.0.1',
-		RABBITMQ_NODENAME => $NODENAME,
+		RABBITMQ_NODENAME => $self->{node},
 		RABBITMQ_DIST_PORT => $self->{dist_port},
 		RABBITMQ_MNESIA_BASE => "$self->{dir}/data",
 		RABBITMQ_LOG_BASE => "$self->{dir}/log",
@@ -192,7 +200,7 @@ END
 		# with a node name from the start RabbitMQ need not start a second
 		# Erlang only to find out whether there is an epmd
 		RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS => join(' ',
-			"-sname $NODENAME",
+			"-sname $self->{node}",
 			'-start_epmd false',
 			'-kernel inet_dist_use_interface {127,0,0,1}',
 			"-kernel inet_dist_listen_min $self->{dist_port}",
@@ -226,6 +234,7 @@ sub _start_epmd
 {
 	my ($self) = @_;
 
+	return $self->{beside}->_start_epmd if $self->{beside};
 	return if $self->{epmd} && $self->{epmd}->running;
 	$self->{epmd} = Outbox::Process->start(
 		name => 'epmd',
@@ -389,7 +398,7 @@ sub eval_erlang
 	_write($file, "$expression.\n");
 	my ($status, $text) = $self->capture($self->{env}, 'sh', '-c',
 		'exec erl_call -sname "$0" -c "$1" -timeout 20 -e < "$2"',
-		$NODENAME, $COOKIE, $file);
+		$self->{node}, $COOKIE, $file);
 	unlink $file;
 	croak "erl_call: $text" if $status != 0 || $text !~ /^\{ok,/;
 	return $text;
