@@ -18,15 +18,11 @@ sub new
 	my $count = $args{nodes} // 3;
 	my @nodes;
 
-	# The first founds the cluster, and the others join it as soon as it has tables;
-	# were they told of each other as well, they would wait for one another.
 	for my $name (map { "rabbit$_" } 1 .. $count)
 	{
 		my @config = $args{config} // ();
 
-		push @config, "{cluster_nodes, {['rabbit1\@localhost', '$name\@localhost'], disc}}",
-		  '{cluster_formation, [{discovery_retry_limit, 300}, {discovery_retry_interval, 100}]}'
-		  if @nodes;
+		push @config, "{cluster_nodes, {['rabbit1\@localhost', '$name\@localhost'], disc}}" if @nodes;
 		push @nodes, Outbox::Broker->new(
 			name => $name,
 			config => join(",\n  ", @config),
@@ -40,13 +36,17 @@ sub new
 sub node { return $_[0]{nodes}[ $_[1] - 1 ]; }
 sub nodes { return @{ $_[0]{nodes} }; }
 
-# All at once.
+# The first founds the cluster, and the others join it both at once.  Not before it is
+# ready: until then it still converts its tables to what its feature flags ask for, and
+# a node that copies one in between does not start.
 sub start
 {
 	my ($self) = @_;
+	my ($first, @others) = $self->nodes;
 
-	$_->launch for $self->nodes;
-	$_->wait_ready for $self->nodes;
+	$first->start;
+	$_->launch for @others;
+	$_->wait_ready for @others;
 	$self->wait_members(scalar $self->nodes);
 	return;
 }
@@ -72,8 +72,21 @@ sub declare_quorum_queue
 {
 	my ($self, $queue, $leader) = @_;
 	my $node = $self->node($leader);
+	my $refused;
 
-	$node->amqp('declare-queue', $queue, 'quorum', 'x-queue-leader-locator=client-local');
+	# a node that has just started may refuse at first
+	eval {
+		wait_until(
+			"quorum queue $queue",
+			sub {
+				eval {
+					$node->amqp('declare-queue', $queue, 'quorum',
+						'x-queue-leader-locator=client-local');
+					1;
+				} or !($refused = $@);
+			},
+			20);
+	} or croak $refused // $@;
 	croak "the leader of queue $queue is on " . $self->leader($queue)
 	  if $self->leader($queue) ne $node->node;
 	return;
