@@ -89,6 +89,7 @@ my $node = Outbox::Node->create(
 	extension => 0,
 	conf => <<'END');
 fsync = off
+autovacuum = off
 max_worker_processes = 40
 outbox.connect_timeout = '4s'
 outbox.heartbeat = '4s'
@@ -221,7 +222,7 @@ sub wait_failing
 					$failed{$name}{ $this->{at} // '' }++;
 					delete $waiting{$name}
 					  if keys %{ $failed{$name} } >= $tries &&
-					  ($this->{activity} // '') =~ /^$case->{seen}/;
+					  ($this->{activity} // '') =~ /^\w+: $case->{seen}/;
 				}
 				enqueue(1, grep { $_->{growing} } values %waiting);
 				# as after a change of settings, the next attempt comes at once
@@ -247,7 +248,7 @@ for my $case (@cases)
 {
 	my $errors = join '|', map { quotemeta sprintf $case->{error}, $_ } @{ $case->{at} };
 
-	$case->{seen} = qr/(connecting|publishing): ($errors)/;
+	$case->{seen} = qr/(?:$errors)/;
 }
 
 my $endpoint = '127.0.0.1:' . $broker->port;
@@ -270,7 +271,7 @@ for my $case ($password, $vhost)
 	  : ("$endpoint/nope", 'guest', qr/NOT_ALLOWED - vhost nope not found.*\(530\)/);
 
 	$case->{at} = [$at];
-	$case->{seen} = qr{connecting: (RabbitMQ at "\Q$at\E" refused the login of user "$user": $reason)};
+	$case->{seen} = qr{RabbitMQ at "\Q$at\E" refused the login of user "$user": $reason};
 }
 
 sub write_passfile
@@ -345,19 +346,18 @@ for my $case (@cases, $password, $vhost)
 		my $this = $seen->{ $case->{database} };
 		my %count;
 
-		like($this->{activity}, qr/^$case->{seen}/, 'pg_stat_activity');
+		like($this->{activity}, qr/^(connecting|publishing): $case->{seen}/, 'pg_stat_activity');
 		like($this->{state}, qr/^(connecting|publishing)$/, 'state');
-		my ($error) = $this->{activity} =~ /^\w+: (.*)/;
-		is($this->{last_error}, $error, 'last_error');
+		like($this->{last_error}, qr/^$case->{seen}/, 'last_error');
 		for my $at (@{ $case->{at} })
 		{
-			my $text = $case->{error} ? sprintf $case->{error}, $at : $error;
 			my @lines = grep { m{"\Q$at\E[/"]} } log_lines($at);
 
 			$count{$_}++ for @lines;
-			is(scalar(grep { index($_, $text) == 0 } @lines), 1, "once in the log: $text");
+			is(scalar(grep { /^$case->{seen}/ } @lines), 1, "once in the log: $at");
 		}
-		is_deeply([ grep { $count{$_} > 1 } keys %count ], [], 'as is all else');
+		is_deeply([ grep { $count{$_} > 1 } keys %count ], [], 'as is all else')
+		  or diag slurp_file($node->logfile) =~ /^.*(?:ERROR|FATAL|\Q$case->{at}[0]\E).*\n/mg;
 	};
 }
 unlike(slurp_file($node->logfile), qr/tr0ub4dor/, 'no password in the log');
