@@ -26,7 +26,10 @@ outbox_broker_handshake_begin(OutboxBroker *broker)
 	outbox_broker_start_phase(broker);
 }
 
-/* Log in with the password of the URI or of the password file. */
+/*
+ * Log in with the password of the URI or of the password file. Without one the
+ * connection ends here, whatever answers to a login have arrived already.
+ */
 static void
 login_plain(OutboxBroker *broker, const OutboxUri *uri)
 {
@@ -54,9 +57,12 @@ login_plain(OutboxBroker *broker, const OutboxUri *uri)
 		explicit_bzero(found, strlen(found));
 	}
 	else
+	{
+		outbox_buffer_reset(&broker->input);
 		outbox_broker_end(broker, OUTBOX_LOSS_REFUSED, 0,
 						  "could not log in to RabbitMQ at \"%s\": %s",
 						  broker->endpoint, error);
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 }
@@ -72,9 +78,12 @@ answer_start(OutboxBroker *broker, const OutboxFrame *frame)
 	else if (frame->plain)
 		login_plain(broker, uri);
 	else
+	{
+		outbox_buffer_reset(&broker->input);
 		outbox_broker_end(broker, OUTBOX_LOSS_REFUSED, 0,
 						  "RabbitMQ at \"%s\" does not offer to log in with a password (PLAIN)",
 						  broker->endpoint);
+	}
 	broker->expected = OUTBOX_FRAME_TUNE;
 }
 

@@ -219,6 +219,9 @@ judge_event(const OutboxBrokerEvent *event)
 			break;
 		case OUTBOX_EVENT_LOST:
 			ready = false;
+			if (was_ready && (strstr(event->text, "could not log in") != NULL ||
+							  strstr(event->text, "does not offer") != NULL))
+				conversation_failed("READY without a login");
 			break;
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
 			ready = false;
