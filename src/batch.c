@@ -399,6 +399,13 @@ outbox_batch_pop(OutboxBatch *batch)
 	batch->resend = Max(batch->resend, batch->head);
 }
 
+void
+outbox_batch_follow_clock(OutboxBatch *batch, TimestampTz back)
+{
+	for (uint64 index = batch->head; index < batch->tail; index++)
+		outbox_batch_entry(batch, index)->sent_at -= back;
+}
+
 int
 outbox_batch_limit(OutboxBatch *batch)
 {

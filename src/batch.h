@@ -179,6 +179,9 @@ outbox_batch_has_space(OutboxBatch *batch)
 	return batch->tail - batch->head < OUTBOX_BATCH_SIZE;
 }
 
+/* The clock was set back. */
+extern void outbox_batch_follow_clock(OutboxBatch *batch, TimestampTz back);
+
 /* How many may be in flight at once: outbox.in_flight_messages, or one at a time. */
 extern int	outbox_batch_limit(OutboxBatch *batch);
 

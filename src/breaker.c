@@ -26,12 +26,17 @@
 #include "pgcompat.h"
 
 #include "utils/hsearch.h"
-#include "utils/timestamp.h"
 
 #include "breaker.h"
 
 /* With more destinations than this not working, it is not the destinations. */
 #define MAX_BREAKERS 1000
+
+/*
+ * A draining queue begins with so many messages, and doubles that each time they
+ * are recorded: one that is full again at once shall not refuse thousands.
+ */
+#define FIRST_ALLOWANCE 16
 
 /* No queue of deferred is left without one, whoever made it. */
 #define MAX_LOADED (4 * MAX_BREAKERS)
@@ -46,6 +51,7 @@ outbox_breakers_create(MemoryContext context)
 		.hcxt = context
 	};
 
+	dlist_init(&breakers->draining);
 	breakers->table = hash_create("outbox breakers", 16, &info,
 								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	return breakers;
@@ -57,8 +63,8 @@ copy_name(char *to, OutboxBytes from)
 	memcpy(to, from.data, Min(from.len, OUTBOX_NAME_SIZE - 1));
 }
 
-static OutboxDestination
-destination_of(const OutboxMessage *message, OutboxScope scope)
+OutboxDestination
+outbox_destination_of(const OutboxMessage *message, OutboxScope scope)
 {
 	OutboxDestination destination;
 
@@ -71,22 +77,25 @@ destination_of(const OutboxMessage *message, OutboxScope scope)
 }
 
 static OutboxBreaker *
-find(OutboxBreakers *breakers, const OutboxMessage *message, OutboxScope scope)
+find(OutboxBreakers *breakers, const OutboxDestination *destination)
 {
-	OutboxDestination destination = destination_of(message, scope);
-
-	return hash_search(breakers->table, &destination, HASH_FIND, NULL);
+	return hash_search(breakers->table, destination, HASH_FIND, NULL);
 }
 
 OutboxBreaker *
-outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message)
+outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message, bool released)
 {
-	OutboxBreaker *breaker;
-
 	if (breakers->count == 0)
 		return NULL;
-	breaker = find(breakers, message, OUTBOX_SCOPE_EXCHANGE);
-	return breaker ? breaker : find(breakers, message, OUTBOX_SCOPE_ROUTE);
+	for (int scope = OUTBOX_SCOPE_EXCHANGE; scope <= OUTBOX_SCOPE_ROUTE; scope++)
+	{
+		OutboxDestination destination = outbox_destination_of(message, scope);
+		OutboxBreaker *breaker = find(breakers, &destination);
+
+		if (breaker && !(released && breaker->draining))
+			return breaker;
+	}
+	return NULL;
 }
 
 static OutboxBreaker *
@@ -100,26 +109,33 @@ enter(OutboxBreakers *breakers, const OutboxDestination *destination, TimestampT
 	breaker = hash_search(breakers->table, destination, HASH_ENTER, NULL);
 	breaker->draining = breaker->reported = false;
 	breaker->failures = 0;
-	breaker->next_probe = next_probe;
-	breaker->place = 0;
 	breaker->last_set_aside = 0;
 	breakers->count++;
+	breakers->open++;
+	outbox_breaker_set_next_probe(breakers, breaker, next_probe);
 	return breaker;
 }
 
-OutboxBreaker *
-outbox_breaker_open(OutboxBreakers *breakers, const OutboxMessage *message,
-					OutboxScope scope, bool refused, TimestampTz now)
+static void
+stop_draining(OutboxBreaker *breaker)
 {
-	OutboxDestination destination = destination_of(message, scope);
-	OutboxBreaker *breaker = hash_search(breakers->table, &destination, HASH_FIND, NULL);
+	breaker->draining = false;
+	dlist_delete(&breaker->node);
+}
+
+OutboxBreaker *
+outbox_breaker_open(OutboxBreakers *breakers, const OutboxDestination *destination,
+					bool refused, TimestampTz now)
+{
+	OutboxBreaker *breaker = find(breakers, destination);
 
 	if (breaker && !breaker->draining)
 		return breaker;
 	if (breaker)
 	{
-		breaker->draining = false;
-		breakers->draining--;
+		stop_draining(breaker);
+		breakers->open++;
+		outbox_breaker_set_next_probe(breakers, breaker, now);
 	}
 	else
 	{
@@ -128,13 +144,13 @@ outbox_breaker_open(OutboxBreakers *breakers, const OutboxMessage *message,
 		 * first is the likeliest to have stopped the others: it is probed
 		 * last.
 		 */
-		breaker = enter(breakers, &destination, now - breakers->count, MAX_BREAKERS);
+		breaker = enter(breakers, destination, now - breakers->count, MAX_BREAKERS);
 		if (breaker == NULL)
 			return NULL;
 	}
 	/* If the broker has just said no, there is no need to ask again at once. */
 	if (refused)
-		outbox_breaker_failed(breaker, now);
+		outbox_breaker_failed(breakers, breaker, now);
 	return breaker;
 }
 
@@ -143,7 +159,7 @@ enter_found(void *arg, const OutboxDestination *destination)
 {
 	OutboxBreakers *breakers = arg;
 
-	if (hash_search(breakers->table, destination, HASH_FIND, NULL) == NULL)
+	if (find(breakers, destination) == NULL)
 		(void) enter(breakers, destination, 0, MAX_LOADED);
 }
 
@@ -154,10 +170,19 @@ outbox_breakers_load(OutboxBreakers *breakers)
 }
 
 void
-outbox_breaker_failed(OutboxBreaker *breaker, TimestampTz now)
+outbox_breaker_set_next_probe(OutboxBreakers *breakers, OutboxBreaker *breaker,
+							  TimestampTz next_probe)
+{
+	breaker->next_probe = next_probe;
+	breakers->next_known = false;
+}
+
+void
+outbox_breaker_failed(OutboxBreakers *breakers, OutboxBreaker *breaker, TimestampTz now)
 {
 	breaker->failures++;
-	breaker->next_probe = outbox_deferred_retry_at(now, breaker->failures);
+	outbox_breaker_set_next_probe(breakers, breaker,
+								  outbox_deferred_retry_at(now, breaker->failures));
 }
 
 void
@@ -167,45 +192,63 @@ outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker)
 	breaker->draining = true;
 	breaker->failures = 0;
 	breaker->place = 0;
-	breakers->draining++;
+	breaker->allowance = FIRST_ALLOWANCE;
+	breaker->taken = 0;
+	breaker->last_taken = 0;
+	breaker->next_hold = 0;
+	dlist_push_tail(&breakers->draining, &breaker->node);
+	breakers->open--;
 	breakers->drain_due = true;
+	breakers->next_known = false;
 }
 
 void
 outbox_breaker_remove(OutboxBreakers *breakers, OutboxBreaker *breaker)
 {
 	if (breaker->draining)
-		breakers->draining--;
+		stop_draining(breaker);
+	else
+		breakers->open--;
 	breakers->count--;
+	breakers->next_known = false;
 	(void) hash_search(breakers->table, &breaker->destination, HASH_REMOVE, NULL);
 }
 
 OutboxBreaker *
-outbox_breakers_next(OutboxBreakers *breakers, const OutboxBreaker *except)
+outbox_breakers_next(OutboxBreakers *breakers)
 {
 	HASH_SEQ_STATUS all;
 	OutboxBreaker *breaker;
-	OutboxBreaker *next = NULL;
 
-	if (breakers->count == breakers->draining)
+	if (breakers->open == 0)
 		return NULL;
+	if (breakers->next_known)
+		return breakers->next;
+	breakers->next = NULL;
+	breakers->next_known = true;
 	hash_seq_init(&all, breakers->table);
 	while ((breaker = hash_seq_search(&all)) != NULL)
 	{
-		if (!breaker->draining && breaker != except &&
-			(next == NULL || breaker->next_probe < next->next_probe))
-			next = breaker;
+		if (!breaker->draining &&
+			(breakers->next == NULL || breaker->next_probe < breakers->next->next_probe))
+			breakers->next = breaker;
 	}
-	return next;
+	return breakers->next;
 }
 
 void
-outbox_breakers_probe_now(OutboxBreakers *breakers)
+outbox_breakers_forget_times(OutboxBreakers *breakers)
 {
 	HASH_SEQ_STATUS all;
 	OutboxBreaker *breaker;
 
 	hash_seq_init(&all, breakers->table);
 	while ((breaker = hash_seq_search(&all)) != NULL)
-		breaker->next_probe = 0;
+	{
+		if (breaker->next_probe != DT_NOEND)
+			breaker->next_probe = 0;
+		breaker->next_hold = 0;
+	}
+	breakers->hold_until = 0;
+	breakers->next_known = false;
 }

@@ -5,6 +5,8 @@
 #ifndef OUTBOX_BREAKER_H
 #define OUTBOX_BREAKER_H
 
+#include "lib/ilist.h"
+
 #include "batch.h"
 #include "deferred.h"
 
@@ -14,52 +16,76 @@ typedef struct OutboxBreaker
 	bool		draining;		/* works again: what waits for it is on its way */
 	bool		reported;		/* somebody was told that it is open */
 	int			failures;		/* probes in a row */
-	TimestampTz next_probe;
-	int64		place;			/* draining: its queue is taken up so far */
+	TimestampTz next_probe;		/* DT_NOEND while one is on the wire */
 	uint64		last_set_aside; /* batch index behind the last entry that went to its queue */
+
+	/* draining */
+	dlist_node	node;			/* in OutboxBreakers.draining */
+	int64		place;			/* its queue is taken up so far */
+	int			allowance;		/* take up so many before they are recorded */
+	int			taken;			/* of them */
+	uint64		last_taken;		/* batch index behind the last of them */
+	TimestampTz next_hold;		/* reading is not held up for it before */
 } OutboxBreaker;
 
 typedef struct OutboxBreakers
 {
 	struct HTAB *table;
 	int			count;
-	int			draining;
+	int			open;			/* of them not draining */
+	dlist_head	draining;		/* OutboxBreaker, the one whose turn it is first */
 	bool		drain_due;		/* a draining queue may have something to take up */
+	TimestampTz hold_until;		/* read nothing new: a queue is about to be empty */
+	OutboxBreaker *next;		/* see outbox_breakers_next() */
+	bool		next_known;
 } OutboxBreakers;
 
 static inline bool
-outbox_breakers_drain_due(const OutboxBreakers *breakers)
+outbox_breakers_drain_due(OutboxBreakers *breakers)
 {
-	return breakers->draining > 0 && breakers->drain_due;
+	return breakers->drain_due && !dlist_is_empty(&breakers->draining);
 }
 
 extern OutboxBreakers *outbox_breakers_create(MemoryContext context);
 
-/* The breaker that stands in the way of a message, NULL if there is none. */
-extern OutboxBreaker *outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message);
+/*
+ * The breaker that stands in the way of a message, NULL if there is none.
+ * `released`: it comes from the queue of one that drains.
+ */
+extern OutboxBreaker *outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message,
+										  bool released);
+
+/* Where a message goes. */
+extern OutboxDestination outbox_destination_of(const OutboxMessage *message, OutboxScope scope);
 
 /*
- * Its destination does not work: open the breaker, which may be open, or
+ * A destination does not work: open its breaker, which may be open, or
  * draining. `refused`: the broker has said so, as opposed to nothing. NULL if
- * there are too many, and the message is to be tried as ever.
+ * there are too many, and its messages are to be tried one by one.
  */
-extern OutboxBreaker *outbox_breaker_open(OutboxBreakers *breakers, const OutboxMessage *message,
-										  OutboxScope scope, bool refused, TimestampTz now);
+extern OutboxBreaker *outbox_breaker_open(OutboxBreakers *breakers,
+										  const OutboxDestination *destination,
+										  bool refused, TimestampTz now);
 
 /* Within a session: open one for each queue in deferred that has none. */
 extern void outbox_breakers_load(OutboxBreakers *breakers);
 
+/* When its next probe is due. */
+extern void outbox_breaker_set_next_probe(OutboxBreakers *breakers, OutboxBreaker *breaker,
+										  TimestampTz next_probe);
+
 /* A probe has failed, or succeeded. */
-extern void outbox_breaker_failed(OutboxBreaker *breaker, TimestampTz now);
+extern void outbox_breaker_failed(OutboxBreakers *breakers, OutboxBreaker *breaker,
+								  TimestampTz now);
 extern void outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker);
 
 /* Nothing waits for it any more. */
 extern void outbox_breaker_remove(OutboxBreakers *breakers, OutboxBreaker *breaker);
 
-/* The open breaker other than `except` whose probe is due first, NULL if there is none. */
-extern OutboxBreaker *outbox_breakers_next(OutboxBreakers *breakers, const OutboxBreaker *except);
+/* The open breaker whose probe is due first, NULL if none is open. */
+extern OutboxBreaker *outbox_breakers_next(OutboxBreakers *breakers);
 
 /* The clock was set back: the times of the probes mean nothing any more. */
-extern void outbox_breakers_probe_now(OutboxBreakers *breakers);
+extern void outbox_breakers_forget_times(OutboxBreakers *breakers);
 
 #endif							/* OUTBOX_BREAKER_H */

@@ -21,6 +21,8 @@
  */
 #include "pgcompat.h"
 
+#include "mb/pg_wchar.h"
+
 #include "confirm.h"
 #include "faultpoint.h"
 
@@ -28,6 +30,28 @@
 #define CONNECTION_FORCED 320	/* the broker is shut down, or an operator closed us */
 #define ACCESS_REFUSED	403
 #define NOT_FOUND		404
+
+/* The broker speaks UTF-8; what it says goes into tables and views of this database. */
+static void
+fit_encoding(char *text)
+{
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return;
+	for (; *text != '\0'; text++)
+	{
+		if (IS_HIGHBIT_SET(*text))
+			*text = '?';
+	}
+}
+
+bool
+outbox_confirm_next_event(OutboxBroker *broker, OutboxBrokerEvent *event)
+{
+	if (!outbox_broker_next_event(broker, event))
+		return false;
+	fit_encoding(event->text);
+	return true;
+}
 
 static void
 settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)

@@ -17,6 +17,12 @@ typedef struct OutboxTally
 } OutboxTally;
 
 /*
+ * Take the next event of a connection, its words in the encoding of the database;
+ * false if there is none.
+ */
+extern bool outbox_confirm_next_event(OutboxBroker *broker, OutboxBrokerEvent *event);
+
+/*
  * Apply one event to the batch. Returns NULL, or, if the event makes no sense,
  * why: the connection is then to be ended.
  */

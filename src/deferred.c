@@ -442,19 +442,13 @@ take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,
 	return taken;
 }
 
-/*
- * Hand on the rows of the current result, each with those behind it, until
- * `limit` are taken or there is no more room. Returns how many; *place: of the
- * last of them.
- */
-static int
-take_rows(uint64 rows, int limit, struct HTAB *busy, OutboxTake take, void *arg,
-		  int64 *place, bool *full)
+/* Hand on the rows of the current result, each with those behind it; *place: of the last one. */
+static OutboxPicked
+take_rows(uint64 rows, struct HTAB *busy, OutboxTake take, void *arg, int64 *place)
 {
-	int			count = 0;
+	OutboxPicked picked = {0};
 
-	*full = false;
-	for (uint64 i = 0; i < rows && count < limit && !*full; i++)
+	for (uint64 i = 0; i < rows && !picked.full; i++)
 	{
 		OutboxMessage message;
 		OutboxTaken taken;
@@ -463,16 +457,16 @@ take_rows(uint64 rows, int limit, struct HTAB *busy, OutboxTake take, void *arg,
 
 		if (take_row(i, busy, take, arg, &message, &in_queue, &at, &taken))
 		{
-			*full = taken == OUTBOX_TAKEN_NOT;
-			if (*full)
+			picked.full = taken == OUTBOX_TAKEN_NOT;
+			if (picked.full)
 				break;
-			count++;
+			picked.count++;
 			if (taken == OUTBOX_TAKEN && in_queue && message.ordering_key.data)
-				*full = take_followers(&message, at, busy, take, arg) == OUTBOX_TAKEN_NOT;
-			*place = at;
+				picked.full = take_followers(&message, at, busy, take, arg) == OUTBOX_TAKEN_NOT;
 		}
+		*place = at;
 	}
-	return count;
+	return picked;
 }
 
 TimestampTz
@@ -482,35 +476,35 @@ outbox_deferred_pick(TimestampTz now, struct HTAB *busy, OutboxTake take,
 	Datum		args[2];
 	uint64		rows;
 	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
+	OutboxPicked picked;
 	int64		place;
-	bool		full;
 
 	/* As many more as may have to be passed over. */
 	args[0] = TimestampTzGetDatum(now);
 	args[1] = Int64GetDatum(limit);
 	rows = outbox_query_run(&due_query, args);
-	(void) take_rows(rows, rows, busy, take, arg, &place, &full);
+	picked = take_rows(rows, busy, take, arg, &place);
 	outbox_query_done();
-	return full || rows == limit ? now : next_due(now);
+	return picked.full || rows == limit ? now : next_due(now);
 }
 
-int
-outbox_deferred_pick_waiting(const OutboxDestination *destination, int64 *place,
-							 int limit, struct HTAB *busy,
-							 OutboxTake take, void *arg, bool *full)
+OutboxPicked
+outbox_deferred_pick_waiting(const OutboxDestination *destination, int64 *place, int limit,
+							 struct HTAB *busy, OutboxTake take, void *arg)
 {
 	Datum		args[4];
 	uint64		rows;
-	int			count;
+	OutboxPicked picked;
 
 	args[0] = CStringGetTextDatum(destination->exchange);
 	args[1] = CStringGetTextDatum(destination->routing_key);
 	args[2] = Int64GetDatum(*place);
-	args[3] = Int64GetDatum(limit + hash_get_num_entries(busy));
+	args[3] = Int64GetDatum(limit);
 	rows = outbox_query_run(&waiting_query[destination->scope], args);
-	count = take_rows(rows, limit, busy, take, arg, place, full);
+	picked = take_rows(rows, busy, take, arg, place);
+	picked.end = rows < limit && !picked.full;
 	outbox_query_done();
-	return count;
+	return picked;
 }
 
 void

@@ -125,15 +125,22 @@ typedef OutboxTaken (*OutboxTake) (void *arg, const OutboxMessage *message, bool
 extern TimestampTz outbox_deferred_pick(TimestampTz now, struct HTAB *busy,
 										OutboxTake take, void *arg);
 
+/* What has become of a run of rows. */
+typedef struct OutboxPicked
+{
+	int			count;			/* handed on */
+	bool		full;			/* there was no room for another */
+	bool		end;			/* there are no more rows behind *place */
+} OutboxPicked;
+
 /*
- * Hand at most `limit` messages that wait for a destination to `take`, in their
- * order, beginning after *place, which is moved on; followed by those behind
- * them, and passing over those in `busy`, as above. Returns how many were
- * handed on; *full is set if there was no room for another.
+ * Hand the next `limit` messages that wait for a destination to `take`, in their
+ * order, beginning behind *place, which is moved on; each followed by those
+ * behind it, and passing over those in `busy`, as above.
  */
-extern int	outbox_deferred_pick_waiting(const OutboxDestination *destination, int64 *place,
-										 int limit, struct HTAB *busy,
-										 OutboxTake take, void *arg, bool *full);
+extern OutboxPicked outbox_deferred_pick_waiting(const OutboxDestination *destination,
+												 int64 *place, int limit, struct HTAB *busy,
+												 OutboxTake take, void *arg);
 
 /* The destinations that messages wait for, at most `limit` of each scope. */
 typedef void (*OutboxFound) (void *arg, const OutboxDestination *destination);

@@ -14,15 +14,16 @@
  *		nobody else sends it.
  *
  *			confirmed, returned		the destination works: its queue drains
- *			nacked, 404, 403		it does not: next probe after a backoff
+ *			404, 403				it does not: next probe after a backoff
+ *			nacked					likewise, but an exchange is proved by it
  *			another channel.close	the message is to blame: it is set aside
  *			connection lost			nothing is known
- *			no answer				it does not; the message may have been taken
+ *			no answer				as if nacked; the message may have been taken
  *
  *		A message without an answer is left alone until outbox.confirm_timeout
  *		and the backoff have passed, since to send it again is to send it twice,
- *		and its late answer is as good as any; but if another destination waits
- *		for its turn, not for longer than SHARE_MS.
+ *		and its late answer is as good as any; but if other destinations wait
+ *		for their turns, not for longer than a share of SHARE_MS.
  *
  *		Must never wait, nor touch the batch's own messages.
  */
@@ -39,10 +40,12 @@
 
 #define CONNECTION_FORCED 320
 
-/* Wait for an answer at least so long, unless outbox.confirm_timeout is shorter. */
+/* While other destinations are due, wait for an answer so long; of all of them together. */
 #define SHARE_MS 5000
+#define SHARE_MIN_MS 200
 
-/* The first message of a queue is not recorded yet: look again. */
+/* Some of a queue's first messages may be on their way to be recorded: look again. */
+#define LOOK_AT_ROWS 20
 #define LOOK_AGAIN_MS 100
 
 OutboxProbe *
@@ -58,10 +61,11 @@ outbox_probe_create(MemoryContext context, const char *connection_name,
 	return probe;
 }
 
-/* The message is not on the wire any more, and may be taken up by whoever wants it. */
+/* Nothing is known of the message on the wire: try again at `next_probe`. */
 static void
-give_up_message(OutboxProbe *probe)
+give_up_message(OutboxProbe *probe, TimestampTz next_probe)
 {
+	outbox_breaker_set_next_probe(probe->breakers, probe->breaker, next_probe);
 	probe->breaker = NULL;
 	(void) hash_search(probe->recorder->batch->from_deferred, &probe->entry.id, HASH_REMOVE, NULL);
 }
@@ -83,9 +87,9 @@ still_unavailable(OutboxProbe *probe, const char *why, TimestampTz now)
 {
 	OutboxBreaker *breaker = probe->breaker;
 
-	outbox_breaker_failed(breaker, now);
+	give_up_message(probe, now);
+	outbox_breaker_failed(probe->breakers, breaker, now);
 	outbox_report_unavailable(breaker, why);
-	give_up_message(probe);
 }
 
 static void
@@ -95,19 +99,39 @@ works_again(OutboxProbe *probe)
 	outbox_breaker_drain(probe->breakers, probe->breaker);
 }
 
+/*
+ * The message was nacked, or had no answer. If it was the exchange that was in
+ * doubt, it can be used: it is one of the queues that takes nothing.
+ */
+static void
+not_taken(OutboxProbe *probe, const char *why, TimestampTz now)
+{
+	OutboxBreaker *breaker;
+
+	if (probe->breaker->destination.scope == OUTBOX_SCOPE_ROUTE ||
+		(breaker = outbox_breaker_open(probe->breakers, &probe->route, true, now)) == NULL)
+	{
+		still_unavailable(probe, why, now);
+		return;
+	}
+	outbox_report_unavailable(breaker, why);
+	works_again(probe);
+	probe->entry.unavailable = OUTBOX_SCOPE_ROUTE;
+	settle_message(probe, OUTBOX_UNAVAILABLE, why);
+}
+
 static const char *
 take_answer(OutboxProbe *probe, const OutboxBrokerEvent *event, TimestampTz now, OutboxTally *tally)
 {
-	uint64		tag = probe->next_tag - 1;
+	bool		all = event->multiple && event->delivery_tag == 0;
 	bool		returned = probe->entry.returned;
 
-	if (probe->breaker == NULL || event->delivery_tag > tag ||
-		(event->delivery_tag != tag && !event->multiple))
+	if (probe->breaker == NULL || (event->delivery_tag != probe->next_tag - 1 && !all))
 		return "it confirmed a message that is not on the way";
 	if (event->type == OUTBOX_EVENT_NACK)
 	{
 		tally->nacked++;
-		still_unavailable(probe, OUTBOX_NACKED_TEXT, now);
+		not_taken(probe, OUTBOX_NACKED_TEXT, now);
 		return NULL;
 	}
 	works_again(probe);
@@ -139,21 +163,21 @@ take_end(OutboxProbe *probe, const OutboxBrokerEvent *event, TimestampTz now)
 	bool		closed = event->type == OUTBOX_EVENT_CHANNEL_CLOSED;
 
 	if (event->unsent >= probe->entry.size)
-		give_up_message(probe); /* nothing of it has left */
+		give_up_message(probe, now);	/* nothing of it has left */
 	else if (closed && outbox_confirm_blames_exchange(event->code, event->text))
 		still_unavailable(probe, event->text, now);
 	else if (closed || (event->code != 0 && event->code != CONNECTION_FORCED &&
 						probe->suspect_id == probe->entry.id))
 	{
 		/* The one that comes next may be better. */
-		probe->breaker->next_probe = now;
+		outbox_breaker_set_next_probe(probe->breakers, probe->breaker, now);
 		settle_message(probe, OUTBOX_REJECTED, event->text);
 	}
 	else
 	{
 		if (event->code != 0 && event->code != CONNECTION_FORCED)
 			probe->suspect_id = probe->entry.id;
-		give_up_message(probe);
+		give_up_message(probe, probe->retry_at);
 	}
 }
 
@@ -162,7 +186,7 @@ take_events(OutboxProbe *probe, TimestampTz now, OutboxTally *tally)
 {
 	OutboxBrokerEvent event;
 
-	while (outbox_broker_next_event(probe->broker, &event))
+	while (outbox_confirm_next_event(probe->broker, &event))
 	{
 		const char *nonsense = NULL;
 
@@ -185,7 +209,9 @@ take_events(OutboxProbe *probe, TimestampTz now, OutboxTally *tally)
 					take_end(probe, &event, now);
 				break;
 			case OUTBOX_EVENT_BLOCKED:
+				break;
 			case OUTBOX_EVENT_UNBLOCKED:
+				probe->sent_at = now;
 				break;
 		}
 		if (nonsense)
@@ -193,29 +219,43 @@ take_events(OutboxProbe *probe, TimestampTz now, OutboxTally *tally)
 	}
 }
 
-/* How long to wait for the answer to the message on the wire. */
+/* Until when to wait for the answer to the message on the wire. */
 static TimestampTz
 answer_deadline(OutboxProbe *probe)
 {
-	OutboxBreaker *other = outbox_breakers_next(probe->breakers, probe->breaker);
+	int			others = probe->breakers->open - 1;
 	TimestampTz patience = TimestampTzPlusMilliseconds(probe->sent_at, outbox_confirm_timeout);
-	TimestampTz share = TimestampTzPlusMilliseconds(probe->sent_at,
-													Min(SHARE_MS, outbox_confirm_timeout));
 
 	if (outbox_broker_blocked(probe->broker))
 		return DT_NOEND;
-	/* Its own next probe was set when it was sent. */
-	patience = Max(patience, probe->breaker->next_probe);
-	if (other)
-		patience = Min(patience, Max(share, other->next_probe));
+	patience = Max(patience, probe->retry_at);
+	if (others > 0)
+	{
+		TimestampTz share = TimestampTzPlusMilliseconds(probe->sent_at,
+														Max(SHARE_MS / others, SHARE_MIN_MS));
+
+		patience = Min(patience, Max(share, outbox_breakers_next(probe->breakers)->next_probe));
+	}
 	return patience;
 }
 
+/* A large message on a slow line takes its time: bytes that move count. */
 static void
-disconnect(OutboxProbe *probe)
+watch_output(OutboxProbe *probe, TimestampTz now)
+{
+	OutboxBuffer *output = outbox_broker_output(probe->broker);
+	size_t		unsent = output->end - output->start;
+
+	if (unsent != probe->unsent)
+		probe->sent_at = now;
+	probe->unsent = unsent;
+}
+
+static void
+disconnect(OutboxProbe *probe, TimestampTz now)
 {
 	if (probe->breaker)
-		give_up_message(probe);
+		give_up_message(probe, now);
 	if (outbox_broker_state(probe->broker) != OUTBOX_BROKER_IDLE)
 		outbox_broker_close(probe->broker);
 }
@@ -224,10 +264,9 @@ void
 outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
 				  const OutboxBroker *publisher, OutboxTally *tally)
 {
-	/* A message that is on the wire is waited for, though its queue may drain. */
-	if (!allowed || outbox_breakers_next(probe->breakers, NULL) == NULL)
+	if (!allowed || probe->breakers->open == 0)
 	{
-		disconnect(probe);
+		disconnect(probe, now);
 		return;
 	}
 	if (outbox_broker_state(probe->broker) == OUTBOX_BROKER_IDLE)
@@ -235,24 +274,25 @@ outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
 	outbox_broker_follow(probe->broker, publisher);
 	outbox_broker_turn(probe->broker, now);
 	take_events(probe, now, tally);
+	watch_output(probe, now);
 	if (probe->breaker && answer_deadline(probe) <= now)
 	{
-		still_unavailable(probe, "RabbitMQ does not confirm", now);
-		outbox_broker_fail(probe->broker, "a message was not confirmed in time");
-		take_events(probe, now, tally);
+		not_taken(probe, "RabbitMQ does not confirm", now);
+		/* The next message needs a connection that nobody has stopped. */
+		disconnect(probe, now);
 	}
 }
 
-bool
-outbox_probe_is_due(OutboxProbe *probe, TimestampTz now)
+TimestampTz
+outbox_probe_next(OutboxProbe *probe)
 {
 	OutboxBreaker *next;
 
 	if (probe->breaker || outbox_broker_state(probe->broker) != OUTBOX_BROKER_READY ||
 		outbox_broker_blocked(probe->broker))
-		return false;
-	next = outbox_breakers_next(probe->breakers, NULL);
-	return next && next->next_probe <= now;
+		return DT_NOEND;
+	next = outbox_breakers_next(probe->breakers);
+	return next ? next->next_probe : DT_NOEND;
 }
 
 static OutboxTaken
@@ -263,13 +303,14 @@ send_message(void *arg, const OutboxMessage *message, bool in_queue)
 	HTAB	   *busy = probe->recorder->batch->from_deferred;
 	bool		fits;
 
-	/* Those behind it, if it has an ordering key, have to wait for the answer. */
+	/* The others have to wait for its answer. */
 	if (probe->entry.id != 0)
 		return OUTBOX_TAKEN_NOT;
 	probe->entry.id = message->id;
 	probe->entry.segment = OUTBOX_DEFERRED;
 	probe->entry.attempts = message->attempts;
 	probe->entry.in_queue = in_queue;
+	probe->route = outbox_destination_of(message, OUTBOX_SCOPE_ROUTE);
 	(void) hash_search(busy, &message->id, HASH_ENTER, NULL);
 	fits = outbox_publish_encode(probe->broker, probe->scratch, message, &probe->entry.size);
 	output->sendable = output->end;
@@ -286,28 +327,31 @@ void
 outbox_probe_send(OutboxProbe *probe, TimestampTz now)
 {
 	OutboxBatch *batch = probe->recorder->batch;
-	OutboxBreaker *breaker = outbox_breakers_next(probe->breakers, NULL);
+	OutboxBreaker *breaker = outbox_breakers_next(probe->breakers);
+	OutboxPicked picked;
 	int64		place = 0;
-	bool		full;
 
 	if (probe->entry.error)
 		pfree(probe->entry.error);
 	memset(&probe->entry, 0, sizeof(probe->entry));
 	probe->breaker = breaker;
 	probe->sent_at = now;
-	if (outbox_deferred_pick_waiting(&breaker->destination, &place, 1, batch->from_deferred,
-									 send_message, probe, &full) > 0)
+	probe->retry_at = outbox_deferred_retry_at(now, breaker->failures + 1);
+	picked = outbox_deferred_pick_waiting(&breaker->destination, &place, LOOK_AT_ROWS,
+										  batch->from_deferred, send_message, probe);
+	if (picked.count > 0)
 	{
 		if (probe->breaker)
-			breaker->next_probe = outbox_deferred_retry_at(now, breaker->failures + 1);
+			outbox_breaker_set_next_probe(probe->breakers, breaker, DT_NOEND);
 		return;
 	}
 	/* Nothing waits for it, or what does is yet to be recorded. */
 	probe->breaker = NULL;
-	if (breaker->last_set_aside <= batch->head && probe->recorder->leftover == NIL)
+	if (picked.end && breaker->last_set_aside <= batch->head && probe->recorder->leftover == NIL)
 		outbox_breaker_remove(probe->breakers, breaker);
 	else
-		breaker->next_probe = TimestampTzPlusMilliseconds(now, LOOK_AGAIN_MS);
+		outbox_breaker_set_next_probe(probe->breakers, breaker,
+									  TimestampTzPlusMilliseconds(now, LOOK_AGAIN_MS));
 }
 
 TimestampTz
@@ -315,22 +359,13 @@ outbox_probe_deadline(OutboxProbe *probe)
 {
 	TimestampTz deadline = outbox_broker_deadline(probe->broker);
 
-	if (probe->breaker)
-		return Min(deadline, answer_deadline(probe));
-	if (outbox_broker_state(probe->broker) == OUTBOX_BROKER_READY &&
-		!outbox_broker_blocked(probe->broker))
-	{
-		OutboxBreaker *next = outbox_breakers_next(probe->breakers, NULL);
-
-		if (next)
-			deadline = Min(deadline, next->next_probe);
-	}
-	return deadline;
+	return probe->breaker ? Min(deadline, answer_deadline(probe)) : deadline;
 }
 
 void
 outbox_probe_follow_clock(OutboxProbe *probe, TimestampTz back)
 {
 	probe->sent_at -= back;
-	outbox_breakers_probe_now(probe->breakers);
+	probe->retry_at -= back;
+	outbox_breakers_forget_times(probe->breakers);
 }

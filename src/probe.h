@@ -18,9 +18,12 @@ typedef struct OutboxProbe
 	MemoryContext scratch;
 	OutboxBreaker *breaker;		/* whose message is on the wire, NULL: none is */
 	OutboxEntry entry;			/* that message */
+	OutboxDestination route;	/* its exchange and routing key */
 	uint64		next_tag;
 	int64		suspect_id;		/* message on whose account the connection was closed */
-	TimestampTz sent_at;
+	TimestampTz sent_at;		/* or since when it could have been answered */
+	size_t		unsent;			/* bytes of output when last looked at */
+	TimestampTz retry_at;		/* when to probe again if it has no answer */
 } OutboxProbe;
 
 extern OutboxProbe *outbox_probe_create(MemoryContext context, const char *connection_name,
@@ -34,13 +37,13 @@ extern OutboxProbe *outbox_probe_create(MemoryContext context, const char *conne
 extern void outbox_probe_turn(OutboxProbe *probe, TimestampTz now, bool allowed,
 							  const OutboxBroker *publisher, OutboxTally *tally);
 
-/* Is it time to send a message? */
-extern bool outbox_probe_is_due(OutboxProbe *probe, TimestampTz now);
+/* When to send the next message, DT_NOEND: not now. */
+extern TimestampTz outbox_probe_next(OutboxProbe *probe);
 
 /* Within a session: send the message that is to be tried next. */
 extern void outbox_probe_send(OutboxProbe *probe, TimestampTz now);
 
-/* The latest moment of the next turn, DT_NOEND if there is none. */
+/* The latest moment of the next turn, as far as the connection is concerned. */
 extern TimestampTz outbox_probe_deadline(OutboxProbe *probe);
 
 /* The clock was set back. */

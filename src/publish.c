@@ -22,7 +22,6 @@
 #include "pgcompat.h"
 
 #include "access/xact.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -37,8 +36,12 @@
 /* Read at most so many rows in one transaction. */
 #define MAX_ROWS_PER_SESSION 1000
 
-/* Of each destination that works again, take up so many at a time. */
-#define DRAIN_ROWS 500
+/*
+ * Messages that keep coming for a destination whose queue is nearly empty would
+ * keep it from ever being so: read nothing for a moment, now and then.
+ */
+#define HOLD_MS			300
+#define HOLD_INTERVAL_MS 5000
 
 static bool
 has_room_for_bytes(OutboxBatch *batch)
@@ -109,6 +112,23 @@ encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
 }
 
 /*
+ * A message that is suspected: open the breaker of its destination. NULL if there
+ * are too many; then it is to be tried again by itself, like one that was nacked.
+ */
+static OutboxBreaker *
+open_breaker(OutboxPublisher *publisher, const OutboxMessage *message, OutboxScope scope)
+{
+	OutboxDestination destination = outbox_destination_of(message, scope);
+	bool		refused = scope == OUTBOX_SCOPE_EXCHANGE;
+	OutboxBreaker *breaker = outbox_breaker_open(publisher->breakers, &destination, refused,
+												 publisher->now);
+
+	if (breaker && refused)
+		outbox_report_unavailable(breaker, publisher->batch->refusal);
+	return breaker;
+}
+
+/*
  * May a message be sent, as far as its destination is concerned?  If not, it is
  * set aside, to wait for that in deferred.
  */
@@ -121,27 +141,18 @@ destination_works(OutboxPublisher *publisher, uint64 index, const OutboxMessage 
 	OutboxBreaker *breaker;
 
 	entry->suspect = OUTBOX_SCOPE_NONE;
-	if (suspect != OUTBOX_SCOPE_NONE)
+	breaker = suspect == OUTBOX_SCOPE_NONE ?
+		outbox_breaker_find(publisher->breakers, message, entry->released) :
+		open_breaker(publisher, message, suspect);
+	if (breaker)
 	{
-		bool		refused = suspect == OUTBOX_SCOPE_EXCHANGE;
-
-		breaker = outbox_breaker_open(publisher->breakers, message, suspect, refused,
-									  publisher->now);
-		if (breaker && refused)
-			outbox_report_unavailable(breaker, batch->refusal);
+		breaker->last_set_aside = Max(breaker->last_set_aside, index + 1);
+		outbox_batch_settle_unavailable(batch, index, breaker->destination.scope,
+										suspect ? batch->refusal : NULL);
 	}
-	else
-	{
-		breaker = outbox_breaker_find(publisher->breakers, message);
-		if (breaker && breaker->draining && entry->released)
-			breaker = NULL;
-	}
-	if (breaker == NULL)
-		return true;
-	breaker->last_set_aside = index + 1;
-	outbox_batch_settle_unavailable(batch, index, breaker->destination.scope,
-									suspect ? batch->refusal : NULL);
-	return false;
+	else if (suspect)
+		outbox_batch_settle(batch, index, OUTBOX_NACKED, batch->refusal);
+	return entry->outcome == OUTBOX_WAITING;
 }
 
 /* Do the broker's words name this exchange? */
@@ -307,48 +318,71 @@ outbox_publish_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 		OUTBOX_TAKEN : OUTBOX_TAKEN_ASIDE;
 }
 
-/* Take up the queue of one destination; true if it may have more. */
+/*
+ * Take up at most *budget messages that wait for one destination. True if it may
+ * have more at once; if not, something has to be recorded before.
+ */
 static bool
-drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker)
+drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorded, int *budget)
 {
 	OutboxBatch *batch = publisher->batch;
-	bool		full;
+	OutboxBreakers *breakers = publisher->breakers;
+	OutboxPicked picked;
 
-	if (outbox_deferred_pick_waiting(&breaker->destination, &breaker->place, DRAIN_ROWS,
-									 batch->from_deferred, outbox_publish_deferred,
-									 publisher, &full) > 0 || full)
-		return true;
-
-	/* Something may have come to the front meanwhile, having been there before. */
-	if (breaker->place > 0)
+	if (breaker->taken > 0 && breaker->last_taken <= batch->head)
 	{
-		breaker->place = 0;
-		return true;
+		breaker->allowance = Min(breaker->allowance * 2, OUTBOX_BATCH_SIZE);
+		breaker->taken = 0;
 	}
+	if (breaker->taken >= breaker->allowance)
+		return false;
+	picked = outbox_deferred_pick_waiting(&breaker->destination, &breaker->place,
+										  Min(*budget, breaker->allowance - breaker->taken),
+										  batch->from_deferred, outbox_publish_deferred, publisher);
+	*budget = picked.full ? 0 : *budget - picked.count;
+	breaker->taken += picked.count;
+	if (picked.count > 0)
+		breaker->last_taken = batch->tail;
+	if (!picked.end)
+		return true;
+
 	/* What was set aside is in the queue once it is recorded. */
-	if (breaker->last_set_aside <= batch->head)
-		outbox_breaker_remove(publisher->breakers, breaker);
+	if (all_recorded && breaker->last_set_aside <= batch->head)
+	{
+		outbox_breaker_remove(breakers, breaker);
+		breakers->hold_until = 0;
+	}
+	else if (breaker->next_hold <= publisher->now)
+	{
+		breakers->hold_until = TimestampTzPlusMilliseconds(publisher->now, HOLD_MS);
+		breaker->next_hold = TimestampTzPlusMilliseconds(publisher->now, HOLD_INTERVAL_MS);
+	}
 	return false;
 }
 
 void
-outbox_publish_drain(OutboxPublisher *publisher)
+outbox_publish_drain(OutboxPublisher *publisher, bool share, bool all_recorded)
 {
-	HASH_SEQ_STATUS all;
-	OutboxBreaker *breaker;
+	OutboxBatch *batch = publisher->batch;
+	OutboxBreakers *breakers = publisher->breakers;
+	int			queues = breakers->count - breakers->open;
+	int			budget = outbox_batch_limit(batch) - batch->in_flight;
 	bool		more = false;
 
-	if (publisher->breakers->draining == 0)
-		return;
+	if (share)
+		budget = Max(1, budget / 2);
 	publisher->releasing = true;
-	hash_seq_init(&all, publisher->breakers->table);
-	while ((breaker = hash_seq_search(&all)) != NULL)
+	while (queues-- > 0 && budget > 0)
 	{
-		if (breaker->draining && drain_queue(publisher, breaker))
+		OutboxBreaker *breaker = dlist_head_element(OutboxBreaker, node, &breakers->draining);
+
+		dlist_delete(&breaker->node);
+		dlist_push_tail(&breakers->draining, &breaker->node);
+		if (drain_queue(publisher, breaker, all_recorded, &budget))
 			more = true;
 	}
 	publisher->releasing = false;
-	publisher->breakers->drain_due = more;
+	breakers->drain_due = more || budget <= 0;
 }
 
 int

@@ -51,8 +51,12 @@ extern bool outbox_publish_has_unsent(OutboxPublisher *publisher);
 extern void outbox_publish_unsent(OutboxPublisher *publisher);
 extern int	outbox_publish_fill(OutboxPublisher *publisher);
 
-/* Within a session: take up what waits for destinations that work again. */
-extern void outbox_publish_drain(OutboxPublisher *publisher);
+/*
+ * Within a session: take up what waits for destinations that work again, and
+ * with `share` leave room for others. `all_recorded`: nothing but the batch is
+ * still to be recorded.
+ */
+extern void outbox_publish_drain(OutboxPublisher *publisher, bool share, bool all_recorded);
 
 /*
  * Within a session: take up one message of deferred; `in_queue` if it is in a

@@ -75,12 +75,14 @@ open_breaker(AsideWork *work, const OutboxEntry *entry)
 {
 	OutboxMessage message;
 	OutboxFetch *fetch = outbox_message_fetch(entry->segment, entry->id, &message);
+	OutboxDestination destination;
 	OutboxBreaker *breaker;
 
 	if (fetch == NULL)
 		return false;
-	breaker = outbox_breaker_open(work->breakers, &message, OUTBOX_SCOPE_ROUTE, true, work->now);
+	destination = outbox_destination_of(&message, OUTBOX_SCOPE_ROUTE);
 	outbox_message_fetch_end(fetch);
+	breaker = outbox_breaker_open(work->breakers, &destination, true, work->now);
 	if (breaker == NULL)
 		return false;
 	outbox_report_unavailable(breaker, entry->error);

@@ -30,7 +30,6 @@
 
 #include "access/xact.h"
 #include "commands/dbcommands.h"
-#include "mb/pg_wchar.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
@@ -80,6 +79,7 @@ typedef struct Worker
 	TimestampTz next_due;		/* of deferred */
 	TimestampTz watched_since;	/* the oldest message in flight could have been answered */
 	size_t		unsent;			/* bytes of output when last looked at */
+	uint64		oldest_tag;		/* of those in flight, likewise */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz next_gate;		/* the gate is shut: look again */
@@ -124,31 +124,22 @@ begin_session(bool writes)
 	return false;
 }
 
-/* The broker speaks UTF-8; what it says goes into tables and views of this database. */
-static void
-fit_encoding(char *text)
-{
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return;
-	for (; *text != '\0'; text++)
-	{
-		if (IS_HIGHBIT_SET(*text))
-			*text = '?';
-	}
-}
-
 /* The message that has been in flight for longest, NULL if no answer is owed. */
 static OutboxEntry *
 oldest_unanswered(void)
 {
 	OutboxBatch *batch = worker->publisher.batch;
 	OutboxBroker *broker = worker->publisher.broker;
-	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+	OutboxBuffer *output = outbox_broker_output(broker);
+	uint64		index = outbox_batch_oldest_in_flight(batch);
+	OutboxEntry *oldest;
 
-	if (oldest == OUTBOX_NO_ENTRY || oldest >= batch->gated || outbox_broker_blocked(broker) ||
+	if (index == OUTBOX_NO_ENTRY || outbox_broker_blocked(broker) ||
 		outbox_broker_state(broker) != OUTBOX_BROKER_READY)
 		return NULL;
-	return outbox_batch_entry(batch, oldest);
+	oldest = outbox_batch_entry(batch, index);
+	/* It may be waiting for the durability gate. */
+	return oldest->sent_end > batch->sent_bytes - (output->end - output->sendable) ? NULL : oldest;
 }
 
 /* When it has to be answered, DT_NOEND if no answer is owed. */
@@ -177,11 +168,16 @@ watch_answers(void)
 	int			seconds;
 	char		why[128];
 
-	/* A large message on a slow line takes its time: bytes that move count. */
+	/*
+	 * A large message on a slow line takes its time: bytes that move count. So do
+	 * answers, as long as they come in order.
+	 */
 	if (oldest == NULL ||
-		(oldest->sent_end > batch->sent_bytes - unsent && unsent != worker->unsent))
+		(oldest->sent_end > batch->sent_bytes - unsent && unsent != worker->unsent) ||
+		(batch->lowest_tag != worker->oldest_tag && batch->highest_answered < batch->lowest_tag))
 		worker->watched_since = worker->now;
 	worker->unsent = unsent;
+	worker->oldest_tag = batch->lowest_tag;
 	if (answer_deadline() > worker->now)
 		return;
 	seconds = (worker->now - oldest->sent_at) / USECS_PER_SEC;
@@ -203,11 +199,10 @@ take_events(void)
 	OutboxBrokerEvent event;
 	OutboxTally tally = {0};
 
-	while (outbox_broker_next_event(publisher->broker, &event))
+	while (outbox_confirm_next_event(publisher->broker, &event))
 	{
 		const char *nonsense;
 
-		fit_encoding(event.text);
 		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK)
 			outbox_report_event(worker->slot, &event, publisher->broker);
 		nonsense = outbox_confirm_apply(publisher->batch, &event, &tally);
@@ -238,6 +233,13 @@ may_read_on(void)
 	return may_publish() && outbox_batch_has_space(worker->publisher.batch);
 }
 
+/* Is there something new to read, and are we to? */
+static bool
+may_fill(void)
+{
+	return worker->hungry && worker->publisher.breakers->hold_until <= worker->now;
+}
+
 /* Is there anything that publish() could do now? */
 static bool
 can_publish(void)
@@ -245,7 +247,7 @@ can_publish(void)
 	if (worker->now < worker->locked_until)
 		return false;
 	return (may_publish() && outbox_publish_has_unsent(&worker->publisher)) ||
-		(may_read_on() && (worker->hungry || worker->next_due <= worker->now ||
+		(may_read_on() && (may_fill() || worker->next_due <= worker->now ||
 						   outbox_breakers_drain_due(worker->publisher.breakers)));
 }
 
@@ -274,12 +276,13 @@ publish(void)
 	outbox_publish_unsent(publisher);
 	if (!outbox_publish_has_unsent(publisher))
 	{
-		outbox_publish_drain(publisher);
+		if (outbox_breakers_drain_due(publisher->breakers))
+			outbox_publish_drain(publisher, may_fill(), worker->recorder.leftover == NIL);
 		if (worker->next_due <= worker->now)
 			worker->next_due = outbox_deferred_pick(worker->now,
 													publisher->batch->from_deferred,
 													outbox_publish_deferred, publisher);
-		if (worker->hungry)
+		if (may_fill())
 			worker->hungry = outbox_publish_fill(publisher) > 0 ||
 				!outbox_cursor_at_end(publisher->cursor);
 	}
@@ -287,29 +290,46 @@ publish(void)
 	outbox_session_commit();
 }
 
+/* May the connection of the probe be there? */
+static bool
+may_probe(void)
+{
+	/* While the publisher opens another channel, it is. */
+	return !worker->leaving && !worker->control.paused && !worker->control.foreign &&
+		outbox_broker_state(worker->publisher.broker) >= OUTBOX_BROKER_CHANNEL;
+}
+
 /* Try destinations that do not work, on their own connection. */
 static void
 probe(void)
 {
-	OutboxPublisher *publisher = &worker->publisher;
 	OutboxTally tally = {0};
-	bool		allowed = !worker->leaving && !worker->control.paused && !worker->control.foreign &&
-		outbox_broker_state(publisher->broker) == OUTBOX_BROKER_READY;
 
-	outbox_probe_turn(worker->probe, worker->now, allowed, publisher->broker, &tally);
-	if (outbox_probe_is_due(worker->probe, worker->now) && begin_session(false))
+	outbox_probe_turn(worker->probe, worker->now, may_probe(), worker->publisher.broker, &tally);
+	if (outbox_probe_next(worker->probe) <= worker->now && begin_session(false))
 	{
 		outbox_probe_send(worker->probe, worker->now);
 		outbox_session_commit();
-		outbox_probe_turn(worker->probe, worker->now, allowed, publisher->broker, &tally);
+		outbox_probe_turn(worker->probe, worker->now, may_probe(), worker->publisher.broker,
+						  &tally);
 	}
-	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
+	outbox_report_counts(worker->slot, worker->publisher.batch->in_flight, &tally);
+}
+
+/* When to record next; a queue that is about to be empty waits for it. */
+static TimestampTz
+record_due(void)
+{
+	if (worker->publisher.breakers->hold_until > worker->now &&
+		outbox_batch_head_settled(worker->publisher.batch))
+		return worker->now;
+	return outbox_record_due(&worker->recorder);
 }
 
 static void
 record_progress(void)
 {
-	TimestampTz due = outbox_record_due(&worker->recorder);
+	TimestampTz due = record_due();
 
 	if (due == DT_NOEND || (due > worker->now && !worker->leaving) || !begin_session(true))
 		return;
@@ -458,11 +478,16 @@ next_deadline(void)
 	TimestampTz deadline = worker->next_poll;
 
 #define NO_LATER_THAN(moment) (deadline = Min(deadline, (moment)))
-	NO_LATER_THAN(outbox_record_due(&worker->recorder));
+	NO_LATER_THAN(record_due());
+	NO_LATER_THAN(outbox_probe_next(worker->probe));
 	if (worker->emptying_due)
 		NO_LATER_THAN(worker->next_upkeep);
 	if (may_read_on())
+	{
 		NO_LATER_THAN(worker->next_due);
+		if (worker->hungry)
+			NO_LATER_THAN(worker->publisher.breakers->hold_until);
+	}
 	/* While our tables are locked, none of that can be done; then all of it. */
 	if (worker->locked_until > worker->now)
 		deadline = worker->locked_until;
@@ -486,6 +511,7 @@ follow_clock(TimestampTz back)
 	worker->watched_since -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
+	outbox_batch_follow_clock(worker->publisher.batch, back);
 	outbox_probe_follow_clock(worker->probe, back);
 	worker->next_due = 0;		/* of the database's time, not ours */
 }
@@ -544,6 +570,7 @@ collect_confirms(void)
 	{
 		outbox_broker_turn(worker->publisher.broker, worker->now);
 		take_events();
+		probe();
 		if (worker->publisher.batch->in_flight > 0)
 			sleep_until(deadline);
 		worker->now = GetCurrentTimestamp();
