@@ -115,7 +115,10 @@ layout_of(const char *name, Layout *layout)
 #undef LAYOUT
 }
 
-/* The first column that is not as it must be, 0 if all are. */
+/*
+ * The first column that is not as it must be, 0 if all are. Behind those that
+ * must be there may be dropped ones; see OUTBOX_MAX_COLUMNS.
+ */
 static int
 misfit(TupleDesc desc, const Layout *layout)
 {
@@ -130,7 +133,13 @@ misfit(TupleDesc desc, const Layout *layout)
 			(layout->columns[i].not_null && !column->attnotnull))
 			return i + 1;
 	}
-	return desc->natts > layout->count && !layout->may_have_more ? layout->count + 1 : 0;
+	for (int i = layout->count; i < desc->natts; i++)
+	{
+		if (i >= OUTBOX_MAX_COLUMNS ||
+			(!layout->may_have_more && !TupleDescAttr(desc, i)->attisdropped))
+			return i + 1;
+	}
+	return 0;
 }
 
 void
@@ -153,7 +162,7 @@ outbox_catalog_check(Relation rel)
 			 errdetail("Column %d is not of type %s%s.", column,
 					   format_type_be(layout.columns[column - 1].type),
 					   layout.columns[column - 1].not_null ? " NOT NULL" : "") :
-			 errdetail("It has more than %d columns.", layout.count),
+			 errdetail("Column %d is not one of the extension's.", column),
 			 errhint("If somebody has altered the table, undo that, or reinstall the extension. "
 					 "After an upgrade of the library, restart the server, then run ALTER EXTENSION outbox UPDATE.")));
 }

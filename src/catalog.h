@@ -25,6 +25,13 @@
 #define Anum_message_payload		12
 #define Natts_message				12
 
+/*
+ * Room for the columns of any table of ours. There may be dropped ones behind
+ * those that are known: a column that somebody has added and dropped again
+ * remains in the table for ever.
+ */
+#define OUTBOX_MAX_COLUMNS			32
+
 /* Columns of outbox.deferred beyond those of a segment. */
 #define Anum_deferred_reason		13
 #define Anum_deferred_due_at		14

@@ -80,9 +80,13 @@ set_paused(bool paused)
 	Datum		values[1] = {BoolGetDatum(paused)};
 
 	SPI_connect();
-	if (SPI_execute_with_args("UPDATE outbox.control SET paused = $1"
-							  " WHERE paused OPERATOR(pg_catalog.<>) $1",
-							  1, types, values, NULL, false, 0) != SPI_OK_UPDATE)
+	/* The row is there, unless somebody has deleted it. */
+	if (SPI_execute_with_args("INSERT INTO outbox.control AS c (paused, database)"
+							  " SELECT $1, d.oid FROM pg_catalog.pg_database d"
+							  " WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()"
+							  " ON CONFLICT (one) DO UPDATE SET paused = $1"
+							  " WHERE c.paused OPERATOR(pg_catalog.<>) $1",
+							  1, types, values, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not update outbox.control");
 	SPI_finish();
 	outbox_wake_control_at_commit();

@@ -59,8 +59,8 @@
 /* The row to be, and whether each of its columns is null. */
 typedef struct Row
 {
-	Datum		values[Natts_message];
-	bool		nulls[Natts_message];
+	Datum		values[OUTBOX_MAX_COLUMNS];
+	bool		nulls[OUTBOX_MAX_COLUMNS];
 } Row;
 
 PG_FUNCTION_INFO_V1(outbox_enqueue_jsonb);

@@ -38,13 +38,14 @@ outbox_hold_row(PG_FUNCTION_ARGS)
 	TriggerData *trigger = trigger_data(fcinfo);
 	TupleDesc	desc = RelationGetDescr(trigger->tg_relation);
 	Relation	held = outbox_catalog_open("held", RowExclusiveLock);
-	Datum		values[Natts_message + 2];
-	bool		isnull[Natts_message + 2];
+	Datum		values[OUTBOX_MAX_COLUMNS];
+	bool		isnull[OUTBOX_MAX_COLUMNS];
 	Oid			sequence = outbox_catalog_table("held_number_seq");
 
 	outbox_catalog_check(trigger->tg_relation);
-	if (desc->natts != Natts_message)
+	if (desc->natts < Natts_message || desc->natts > OUTBOX_MAX_COLUMNS)
 		elog(ERROR, "outbox.hold_row() is a trigger of the segments only");
+	memset(isnull, true, sizeof(isnull));
 	heap_deform_tuple(trigger->tg_trigtuple, desc, values, isnull);
 	/* This insert checks no constraints, and release_held() needs these. */
 	for (int i = 0; i < Natts_message; i++)

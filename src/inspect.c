@@ -207,8 +207,8 @@ outbox_stored_messages(PG_FUNCTION_ARGS)
 
 		while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 		{
-			Datum		values[Natts_message + 2];
-			bool		isnull[Natts_message + 2];
+			Datum		values[OUTBOX_MAX_COLUMNS];
+			bool		isnull[OUTBOX_MAX_COLUMNS];
 
 			CHECK_FOR_INTERRUPTS();
 			heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);

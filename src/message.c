@@ -22,8 +22,6 @@
 #include "catalog.h"
 #include "message.h"
 
-#define MAX_COLUMNS 24			/* of any table that begins like a segment */
-
 OutboxBytes
 outbox_utf8(OutboxBytes text)
 {
@@ -115,10 +113,10 @@ text_bytes(Datum value, bool isnull)
 void
 outbox_message_from_tuple(OutboxMessage *message, HeapTuple tuple, TupleDesc desc, int segment)
 {
-	Datum		values[MAX_COLUMNS];
-	bool		isnull[MAX_COLUMNS];
+	Datum		values[OUTBOX_MAX_COLUMNS];
+	bool		isnull[OUTBOX_MAX_COLUMNS];
 
-	if (desc->natts > MAX_COLUMNS)
+	if (desc->natts > OUTBOX_MAX_COLUMNS)
 		elog(ERROR, "a table of outbox has %d columns", desc->natts);
 	heap_deform_tuple(tuple, desc, values, isnull);
 

@@ -72,8 +72,8 @@ load_table(int table, Snapshot snapshot, OutboxProgress *progress)
 
 	if (HeapTupleIsValid(tuple))
 	{
-		Datum		values[COL_COUNT];
-		bool		isnull[COL_COUNT];
+		Datum		values[OUTBOX_MAX_COLUMNS];
+		bool		isnull[OUTBOX_MAX_COLUMNS];
 
 		heap_deform_tuple(tuple, RelationGetDescr(rel), values, isnull);
 		if (DatumGetInt64(values[COL_NUMBER]) > progress->number)
@@ -81,7 +81,10 @@ load_table(int table, Snapshot snapshot, OutboxProgress *progress)
 			progress->number = DatumGetInt64(values[COL_NUMBER]);
 			progress->table = table;
 			progress->settled = horizon_from_columns(&values[COL_SETTLED]);
-			progress->in_window = !isnull[COL_LAST_ID];
+			/* All or none, unless somebody has changed the row by hand. */
+			progress->in_window = true;
+			for (int i = COL_WINDOW; i <= COL_LAST_ID; i++)
+				progress->in_window = progress->in_window && !isnull[i];
 			if (progress->in_window)
 			{
 				progress->window = horizon_from_columns(&values[COL_WINDOW]);
@@ -153,8 +156,8 @@ void
 outbox_progress_store(OutboxProgress *position)
 {
 	Relation	rel;
-	Datum		values[COL_COUNT] = {0};
-	bool		isnull[COL_COUNT];
+	Datum		values[OUTBOX_MAX_COLUMNS] = {0};
+	bool		isnull[OUTBOX_MAX_COLUMNS];
 
 	memset(isnull, true, sizeof(isnull));
 	columns_from_horizon(&position->settled, &values[COL_SETTLED], &isnull[COL_SETTLED]);
