@@ -441,6 +441,7 @@ sub start_consumer
 		broker => $self,
 		queue => $queue,
 		file => $args{file} // "$self->{dir}/received.$number",
+		uri => $args{uri},
 		options => $args{options});
 }
 

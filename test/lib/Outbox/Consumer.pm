@@ -11,7 +11,7 @@ use Time::HiRes;
 use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
-# broker, queue, file; options: the arguments for amqptool
+# broker, queue, file; options: the arguments for amqptool; uri: that of the broker
 sub new
 {
 	my ($class, %args) = @_;
@@ -30,7 +30,7 @@ sub new
 		name => "consumer of $args{queue}",
 		log => "$args{file}.log",
 		command => [
-			$broker->tool('amqptool'), '--uri', $broker->uri,
+			$broker->tool('amqptool'), '--uri', $args{uri} // $broker->uri,
 			'consume', $args{queue}, $args{file}, @{ $args{options} // [] }
 		]);
 	return $self;
