@@ -61,7 +61,7 @@
 static const char *const reasons[] = {
 	"broke the protocol", "left RabbitMQ", "lost the connection to", "closed the connection",
 	"refused the login", "did not answer within", "no heartbeat from", "could not connect",
-	"ended the connection before login", "ended the connection during", "refused to open a channel",
+	"ended the connection before login", "ended the connection during", "ended the connection while", "refused to open a channel",
 	"was changed", "could not log in", "does not offer", "(other)"
 };
 
@@ -106,7 +106,7 @@ static int64 backlog[MAX_MESSAGES + 1]; /* to be read: a ring of ids */
 static uint64 backlog_head;
 static uint64 backlog_tail;
 static bool ready;
-static TimestampTz answered_at;
+static TimestampTz watched_since;
 static size_t unsent_before;
 static TimestampTz gate_opens;	/* DT_NOEND: it is open */
 static int	gate_chance;
@@ -147,28 +147,43 @@ conversation_failed(const char *format,...)
 
 /* ---- the steps of worker.c ---- */
 
+/* The message that has been in flight for longest, NULL if no answer is owed. */
+static OutboxEntry *
+oldest_unanswered(void)
+{
+	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+
+	if (oldest == OUTBOX_NO_ENTRY || oldest >= batch->gated || outbox_broker_blocked(broker) ||
+		outbox_broker_state(broker) != OUTBOX_BROKER_READY)
+		return NULL;
+	return outbox_batch_entry(batch, oldest);
+}
+
 static TimestampTz
 answer_deadline(void)
 {
-	if (batch->in_flight == 0 || outbox_broker_blocked(broker) ||
-		outbox_broker_state(broker) != OUTBOX_BROKER_READY || batch->gated != OUTBOX_NO_ENTRY)
-		return DT_NOEND;
-	return answered_at + MS(outbox_confirm_timeout);
+	OutboxEntry *oldest = oldest_unanswered();
+
+	return oldest == NULL ? DT_NOEND :
+		Max(oldest->sent_at, watched_since) + MS(outbox_confirm_timeout);
 }
 
 static void
-watch_answers(bool answered)
+watch_answers(void)
 {
 	OutboxBuffer *output = outbox_broker_output(broker);
 	size_t		unsent = output->end - output->start;
+	OutboxEntry *oldest = oldest_unanswered();
 
-	if (answered || unsent != unsent_before || answer_deadline() == DT_NOEND)
-		answered_at = now;
+	if (oldest == NULL ||
+		(oldest->sent_end > batch->sent_bytes - unsent && unsent != unsent_before))
+		watched_since = now;
 	unsent_before = unsent;
 	if (answer_deadline() > now)
 		return;
-	outbox_broker_fail(broker, "it has confirmed nothing");
-	answered_at = now;
+	outbox_batch_suspect(batch, now - MS(outbox_confirm_timeout / 2), OUTBOX_SCOPE_ROUTE);
+	strlcpy(batch->refusal, "not confirmed", sizeof(batch->refusal));
+	outbox_broker_fail(broker, "the oldest message in flight has not been confirmed");
 	effects++;
 }
 
@@ -270,8 +285,9 @@ take_events(void)
 			note_lies();
 		if (nonsense != NULL)
 			outbox_broker_fail(broker, nonsense);
+		/* Time during which the broker blocks does not count. */
 		if (event.type == OUTBOX_EVENT_UNBLOCKED)
-			answered_at = now;
+			watched_since = now;
 		if (event.type == OUTBOX_EVENT_LOST)
 			lost(&event);
 		else if (event.type == OUTBOX_EVENT_CHANNEL_CLOSED)
@@ -280,7 +296,7 @@ take_events(void)
 			batch->gated = OUTBOX_NO_ENTRY;
 		}
 	}
-	watch_answers(tally.confirmed + tally.returned + tally.nacked > 0);
+	watch_answers();
 }
 
 static bool
@@ -293,6 +309,24 @@ may_publish(void)
 
 /* ---- the steps of publish.c ---- */
 
+/*
+ * No breaker is opened here, for one destination is all there is; but a message
+ * that is suspected is set aside.
+ */
+static bool
+destination_works(uint64 index)
+{
+	OutboxEntry *entry = outbox_batch_entry(batch, index);
+	OutboxScope suspect = entry->suspect;
+
+	entry->suspect = OUTBOX_SCOPE_NONE;
+	if (suspect == OUTBOX_SCOPE_NONE)
+		return true;
+	outbox_batch_settle_unavailable(batch, index, suspect, batch->refusal);
+	effects++;
+	return false;
+}
+
 static void
 encode(uint64 index)
 {
@@ -304,8 +338,11 @@ encode(uint64 index)
 	OutboxBytes exchange = {"", 0};
 	OutboxBytes routing_key = {"queue", 5};
 	size_t		size = message_size(entry->id);
-	char	   *body = palloc(size + 1);
+	char	   *body;
 
+	if (!destination_works(index))
+		return;
+	body = palloc(size + 1);
 	for (size_t i = 0; i < size; i++)
 		body[i] = (char) message_byte(entry->id, i);
 	header.key = amqp_cstring_bytes("x-outbox-id");
@@ -318,7 +355,7 @@ encode(uint64 index)
 								 true, &properties, body, size))
 		conversation_failed("a small header does not fit");
 	pfree(body);
-	outbox_batch_sent(batch, index, output->end - output->start - before);
+	outbox_batch_sent(batch, index, output->end - output->start - before, now);
 	messages[entry->id].attempts++;
 	effects++;
 }
@@ -356,6 +393,7 @@ publish_unsent(void)
 {
 	uint64		index;
 
+	batch->find_culprit = false;	/* the words of the peers name nobody's exchange */
 	while (may_publish() && (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
 		if (outbox_batch_entry(batch, index)->key->refused > 0)
@@ -489,7 +527,7 @@ begin(void)
 	ready = false;
 	gate_opens = DT_NOEND;
 	unsent_before = 0;
-	answered_at = now;
+	watched_since = now;
 	context = AllocSetContextCreate(TopMemoryContext, "conversation", ALLOCSET_DEFAULT_SIZES);
 	batch = outbox_batch_create(context);
 	broker = outbox_broker_create(context, "outbox/fuzz");
@@ -514,7 +552,7 @@ static void
 set_clock_back(TimestampTz back)
 {
 	now -= back;
-	answered_at -= back;
+	watched_since -= back;
 	if (gate_opens != DT_NOEND)
 		gate_opens -= back;
 	peer_follow_clock(back);

@@ -161,7 +161,7 @@ fill_batch(void)
 		message.payload = PointerGetDatum(&payload);
 		index = outbox_batch_append(batch, &message, NULL);
 		(void) outbox_batch_take_turn(batch, index);
-		outbox_batch_sent(batch, index, 100);
+		outbox_batch_sent(batch, index, 100, BEGINNING);
 	}
 }
 
