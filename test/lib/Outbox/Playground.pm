@@ -14,7 +14,8 @@ use Outbox::Broker;
 use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
-# dbname = shop; conf: lines for postgresql.conf; schedulers: of the broker
+# dbname = shop; conf: lines for postgresql.conf; schedulers: of the broker;
+# broker: another one, which runs
 sub new
 {
 	my ($class, %args) = @_;
@@ -22,10 +23,10 @@ sub new
 	my $self = bless {
 		dir => $dir,
 		dbname => $args{dbname} // 'shop',
-		broker => Outbox::Broker->new(schedulers => $args{schedulers} // 2),
+		broker => $args{broker} // Outbox::Broker->new(schedulers => $args{schedulers} // 2),
 	}, $class;
 
-	$self->{broker}->launch;    # takes its time; initdb meanwhile
+	$self->{broker}->launch unless $args{broker};    # takes its time; initdb meanwhile
 	$self->_run('initdb', '-D', "$dir/data", '-A', 'trust', '-U', 'postgres', '-N');
 	open my $conf, '>>', "$dir/data/postgresql.conf" or croak "postgresql.conf: $!";
 	print $conf <<"END";
@@ -44,7 +45,7 @@ END
 	$self->start_postgres;
 	$self->sql("CREATE DATABASE $self->{dbname}", 'postgres');
 	$self->sql('CREATE EXTENSION outbox');
-	$self->{broker}->wait_ready;
+	$self->{broker}->wait_ready unless $args{broker};
 	return $self;
 }
 
