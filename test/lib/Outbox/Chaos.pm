@@ -36,12 +36,12 @@ use Outbox::Wait qw(wait_until);
 
 my $IN_FLIGHT = 200;              # outbox.in_flight_messages; disturbances only lower it
 my $AT_ONCE = 4;                  # disturbances that may overlap
-my $PAUSE = 0.6;                  # longest time from the start of one to that of the next
+my $PAUSE = 0.5;                  # longest time from the start of one to that of the next
 my $FLOWING = 50;                 # so many new messages show that all is well
 my $BLIND = 0.5;                  # share of disturbances that come while nothing flows
 my $UNRECORDED = 5;               # seconds for which a key with a backlog may hold up the record
 my $LIMIT_WITHOUT_PROGRESS = 30;  # seconds, while nothing is disturbed
-my $LIMIT_MEET = 5;
+my $LIMIT_MEET = 12;              # seconds until a disturbance that is_met is undone all the same
 my $LIMIT_DRAIN = 60;
 my $LIMIT_UNDO = 60;
 my $LIMIT_RSS_KB = 32 * 1024;
@@ -54,8 +54,10 @@ my $MISSED = 3;
 #
 #   name, weight   how often it is drawn
 #   uses           what no other disturbance may touch meanwhile
+#   needs          what no other that uses it may touch meanwhile
 #   lasts          seconds between do and undo, from .. to
-#   is_met         lasts longer if need be, until messages have flowed meanwhile
+#   is_met         begins while messages flow, and lasts longer if need be, until
+#                  more have arrived
 #   do, undo       run in a process of their own, and may take their time; do
 #                  returns false if there was nothing to disturb
 #   do_here,       run in this process before them, at once
@@ -169,15 +171,14 @@ my @DISTURBANCES = (
 		undo => sub { $_[0]->_sql_until("DROP DATABASE IF EXISTS other_$_[1]{number}") }
 	},
 	# RabbitMQ
+	# takes longer than all the rest, so nothing else is to be met meanwhile
 	{
-		name => 'RabbitMQ: kill -9, start', weight => 1, uses => ['broker'], lasts => [ 0, 2 ],
-		do_here => sub { $_[0]{broker}->kill9; 1 },
-		undo_here => sub { $_[0]{broker}->launch },
-		undo => sub { $_[0]{broker}->wait_ready }
-	},
-	{
-		name => 'RabbitMQ: stop, start', weight => 1, uses => ['broker'], lasts => [ 2, 3 ],
-		do_here => sub { $_[0]{broker}{server}->signal('TERM'); 1 },
+		name => 'RabbitMQ: kill -9 or stop, start', weight => 1, lasts => [ 1, 2 ],
+		uses => [ 'broker', 'objects' ],
+		do_here => sub {
+			$_[0]{broker}{server}->signal($_[1]{dice}[0] < 0.6 ? 'KILL' : 'TERM');
+			1;
+		},
 		undo_here => sub { $_[0]{broker}->kill9; $_[0]{broker}->launch },
 		undo => sub { $_[0]{broker}->wait_ready }
 	},
@@ -206,25 +207,25 @@ my @DISTURBANCES = (
 	# exchanges, bindings, queues
 	{
 		name => 'exchange: deleted, declared', weight => 3, uses => ['shop'],
-		is_met => 1, lasts => [ 0.2, 3 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('delete-exchange', 'shop') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{shop} }) }
 	},
 	{
 		name => 'binding: removed, made', weight => 3, uses => ['market'],
-		is_met => 1, lasts => [ 0.2, 3 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('unbind', 'orders', 'market', 'order.*') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{market} }) }
 	},
 	{
 		name => 'queue: deleted, declared', weight => 2, uses => ['copies'],
-		is_met => 1, lasts => [ 0.2, 3 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.2, 3 ],
 		do => sub { $_[0]->_amqp('delete-queue', 'copies') },
 		undo => sub { $_[0]->_amqp_until(@{ $_[0]{make}{copies} }) }
 	},
 	{
 		name => 'queue: not there yet', weight => 2,
-		is_met => 1, lasts => [ 0.5, 3 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.5, 3 ],
 		do => \&_order_for_late_queue,
 		undo => sub {
 			$_[0]->_amqp_until([ 'declare-queue', "late.$_[1]{number}", 'classic', 'durable' ]);
@@ -232,13 +233,13 @@ my @DISTURBANCES = (
 	},
 	{
 		name => 'queue: full, refuses', weight => 2, uses => ['orders'],
-		is_met => 1, lasts => [ 0.3, 2 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.3, 2 ],
 		do => sub { $_[0]->_erlang($_[0]{make}{full}) },
 		undo => sub { $_[0]->_erlang_until($_[0]{make}{not_full}) }
 	},
 	{
 		name => 'queue: confirms nothing', weight => 2, uses => ['side'],
-		is_met => 1, lasts => [ 0.5, 4 ],
+		needs => ['objects'], is_met => 1, lasts => [ 0.5, 4 ],
 		do => sub { $_[0]->_erlang(_side_queue('suspend')) },
 		undo => sub { $_[0]->_erlang_until(_side_queue('resume')) }
 	},
@@ -551,7 +552,7 @@ sub _make_plan
 			number => scalar @plan,
 			lasts => $from + rand($to - $from),
 			pause => rand($PAUSE),
-			blind => rand() < $BLIND,
+			blind => rand() < $BLIND && !$what->{is_met},
 			dice => [ rand(), rand(), rand() ],
 		};
 	}
@@ -856,13 +857,17 @@ sub _advance_calm
 sub _fits
 {
 	my ($self, $event) = @_;
-	my @active = @{ $self->{active} };
-	my %used = map { $_ => 1 } map { $_->{what}{name}, @{ $_->{what}{uses} // [] } } @active;
+	my @active = map { $_->{what} } @{ $self->{active} };
+	my $what = $event->{what};
+	my %used = map { $_ => 1 } map { $_->{name}, @{ $_->{uses} // [] } } @active;
+	my %needed = map { $_ => 1 } map { @{ $_->{needs} // [] } } @active;
 
-	return !@active if $event->{what}{calm};
-	return @active < $AT_ONCE
-	  && !grep({ $used{$_} } $event->{what}{name}, @{ $event->{what}{uses} // [] })
-	  && !grep({ $_->{what}{calm} } @active);
+	return !@active if $what->{calm};
+	return
+		 @active < $AT_ONCE
+	  && !grep({ $used{$_} } $what->{name}, @{ $what->{uses} // [] }, @{ $what->{needs} // [] })
+	  && !grep({ $needed{$_} } @{ $what->{uses} // [] })
+	  && !grep({ $_->{calm} } @active);
 }
 
 # Most of them shall meet a system at work.
