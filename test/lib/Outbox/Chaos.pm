@@ -63,6 +63,7 @@ my $MISSED = 3;
 #   do_here,       run in this process before them, at once
 #   undo_here
 #   ends_worker    the worker may end without recording what is settled
+#   long           does not begin in the last so many seconds
 #   locks          what is settled cannot be recorded
 #
 # They are called with this object and the disturbance's own dice: 'number', and
@@ -174,7 +175,7 @@ my @DISTURBANCES = (
 	# takes longer than all the rest, so nothing else is to be met meanwhile
 	{
 		name => 'RabbitMQ: kill -9 or stop, start', weight => 1, lasts => [ 1, 2 ],
-		uses => [ 'broker', 'objects' ],
+		uses => [ 'broker', 'objects' ], long => 15,
 		do_here => sub {
 			$_[0]{broker}{server}->signal($_[1]{dice}[0] < 0.6 ? 'KILL' : 'TERM');
 			1;
@@ -905,6 +906,8 @@ sub disturb
 
 		$self->_sample;
 		$self->{active} = [ grep { !$self->_advance($_, $over) } @{ $self->{active} } ];
+		shift @{ $self->{plan} }
+		  if !$over && time() + ($self->{plan}[0]{what}{long} // 0) > $end;
 		$self->{calm_since} //= time()
 		  if !grep { !$_->{what}{calm} } @{ $self->{active} };
 		if (  !$over
