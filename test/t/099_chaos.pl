@@ -21,7 +21,7 @@ for my $check ($chaos->checks)
 {
 	my ($ok, $name, $against) = @$check;
 
-	ok($ok, $name) or diag join "\n", Outbox::Chaos::examples(@$against);
+	ok($ok, $name) or diag join "\n", Outbox::Chaos::Verdict::examples(@$against);
 }
 
 done_testing();

@@ -40,7 +40,7 @@ for my $check ($chaos->checks)
 	print $screen $ok ? 'yes: ' : 'NO:  ', $name, "\n";
 	next if $ok;
 	$failed++;
-	print $screen "       $_\n" for Outbox::Chaos::examples(@$against);
+	print $screen "       $_\n" for Outbox::Chaos::Verdict::examples(@$against);
 }
 print $screen $failed ? "\n$failed violations; again with --seed $seed\n" : "\nAll is well.\n";
 exit($failed ? 1 : 0);
