@@ -53,6 +53,7 @@
 #include "session.h"
 #include "settings.h"
 #include "shmem.h"
+#include "stall.h"
 #include "wait.h"
 #include "worker.h"
 
@@ -66,6 +67,7 @@ typedef struct Worker
 	OutboxSlot *slot;
 	OutboxPublisher publisher;
 	OutboxRecorder recorder;
+	OutboxStall stall;
 	OutboxProbe *probe;
 	OutboxControl control;
 	uint32		control_seen;
@@ -77,9 +79,6 @@ typedef struct Worker
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
-	TimestampTz watched_since;	/* the oldest message in flight could have been answered */
-	size_t		unsent;			/* bytes of output when last looked at */
-	uint64		oldest_tag;		/* of those in flight, likewise */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz next_gate;		/* the gate is shut: look again */
@@ -124,74 +123,6 @@ begin_session(bool writes)
 	return false;
 }
 
-/* The message that has been in flight for longest, NULL if no answer is owed. */
-static OutboxEntry *
-oldest_unanswered(void)
-{
-	OutboxBatch *batch = worker->publisher.batch;
-	OutboxBroker *broker = worker->publisher.broker;
-	OutboxBuffer *output = outbox_broker_output(broker);
-	uint64		index = outbox_batch_oldest_in_flight(batch);
-	OutboxEntry *oldest;
-
-	if (index == OUTBOX_NO_ENTRY || outbox_broker_blocked(broker) ||
-		outbox_broker_state(broker) != OUTBOX_BROKER_READY)
-		return NULL;
-	oldest = outbox_batch_entry(batch, index);
-	/* It may be waiting for the durability gate. */
-	return oldest->sent_end > batch->sent_bytes - (output->end - output->sendable) ? NULL : oldest;
-}
-
-/* When it has to be answered, DT_NOEND if no answer is owed. */
-static TimestampTz
-answer_deadline(void)
-{
-	OutboxEntry *oldest = oldest_unanswered();
-
-	return oldest == NULL ? DT_NOEND :
-		TimestampTzPlusMilliseconds(Max(oldest->sent_at, worker->watched_since),
-									outbox_confirm_timeout);
-}
-
-/*
- * A queue that confirms nothing, for instance without its majority, in the end
- * stops the confirms of the whole connection. Begin another one, without the
- * destinations that may be the reason (breaker.c).
- */
-static void
-watch_answers(void)
-{
-	OutboxBatch *batch = worker->publisher.batch;
-	OutboxBuffer *output = outbox_broker_output(worker->publisher.broker);
-	size_t		unsent = output->end - output->start;
-	OutboxEntry *oldest = oldest_unanswered();
-	int			seconds;
-	char		why[128];
-
-	/*
-	 * A large message on a slow line takes its time: bytes that move count. So do
-	 * answers, as long as they come in order.
-	 */
-	if (oldest == NULL ||
-		(oldest->sent_end > batch->sent_bytes - unsent && unsent != worker->unsent) ||
-		(batch->lowest_tag != worker->oldest_tag && batch->highest_answered < batch->lowest_tag))
-		worker->watched_since = worker->now;
-	worker->unsent = unsent;
-	worker->oldest_tag = batch->lowest_tag;
-	if (answer_deadline() > worker->now)
-		return;
-	seconds = (worker->now - oldest->sent_at) / USECS_PER_SEC;
-	/* Several queues may be to blame: find those that are nearly due as well. */
-	outbox_batch_suspect(batch, TimestampTzPlusMilliseconds(worker->now,
-															-outbox_confirm_timeout / 2),
-						 OUTBOX_SCOPE_ROUTE);
-	snprintf(batch->refusal, sizeof(batch->refusal),
-			 "not confirmed by RabbitMQ within %d s", seconds);
-	snprintf(why, sizeof(why), "the oldest of %d messages in flight has not been confirmed for %d s",
-			 batch->in_flight, seconds);
-	outbox_broker_fail(worker->publisher.broker, why);
-}
-
 static void
 take_events(void)
 {
@@ -210,7 +141,7 @@ take_events(void)
 			outbox_broker_fail(publisher->broker, nonsense);
 	}
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
-	watch_answers();
+	outbox_stall_watch(&worker->stall, publisher->batch, publisher->broker, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -493,7 +424,8 @@ next_deadline(void)
 		deadline = worker->locked_until;
 	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
 	NO_LATER_THAN(outbox_probe_deadline(worker->probe));
-	NO_LATER_THAN(answer_deadline());
+	NO_LATER_THAN(outbox_stall_deadline(&worker->stall, worker->publisher.batch,
+										 worker->publisher.broker));
 	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		NO_LATER_THAN(worker->next_gate);
 #undef NO_LATER_THAN
@@ -508,7 +440,7 @@ follow_clock(TimestampTz back)
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
 	worker->next_gate -= back;
-	worker->watched_since -= back;
+	worker->stall.since -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
 	outbox_batch_follow_clock(worker->publisher.batch, back);
