@@ -28,6 +28,7 @@
 #include "utils/hsearch.h"
 
 #include "breaker.h"
+#include "deferred.h"
 
 /* With more destinations than this not working, it is not the destinations. */
 #define MAX_BREAKERS 1000
@@ -166,7 +167,7 @@ enter_found(void *arg, const OutboxDestination *destination)
 void
 outbox_breakers_load(OutboxBreakers *breakers)
 {
-	outbox_deferred_list_destinations(MAX_LOADED, enter_found, breakers);
+	outbox_pick_destinations(MAX_LOADED, enter_found, breakers);
 }
 
 void

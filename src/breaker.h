@@ -8,7 +8,7 @@
 #include "lib/ilist.h"
 
 #include "batch.h"
-#include "deferred.h"
+#include "pick.h"
 
 typedef struct OutboxBreaker
 {

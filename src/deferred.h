@@ -8,17 +8,6 @@
 #include "batch.h"
 #include "utils/array.h"
 
-/* Longer than any name in any encoding: AMQP allows 255 bytes of UTF-8. */
-#define OUTBOX_NAME_SIZE 512
-
-/* Where messages go; what a queue of deferred may wait for as a whole. */
-typedef struct OutboxDestination
-{
-	int			scope;			/* OutboxScope */
-	char		exchange[OUTBOX_NAME_SIZE];
-	char		routing_key[OUTBOX_NAME_SIZE];	/* "" for OUTBOX_SCOPE_EXCHANGE */
-} OutboxDestination;
-
 /* Columns of the messages that one statement sets aside. */
 typedef struct OutboxAside
 {
@@ -105,46 +94,6 @@ extern void outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, Outbox
 /* Is anything of this key waiting for a retry, or behind one that is? */
 extern bool outbox_deferred_has_queue(OutboxBytes key);
 extern bool outbox_deferred_has_queues(void);
-
-/* What has become of a message that was handed on. */
-typedef enum OutboxTaken
-{
-	OUTBOX_TAKEN,				/* on its way, or in line for it */
-	OUTBOX_TAKEN_ASIDE,			/* to be set aside again */
-	OUTBOX_TAKEN_NOT			/* no room for it */
-} OutboxTaken;
-
-typedef OutboxTaken (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
-
-/*
- * Hand the messages that are due to `take`, oldest due time first, each
- * followed by some that wait behind it; those in `busy` (a hash of ids) are
- * passed over. Returns when to ask again, DT_NOEND: not before something
- * changes.
- */
-extern TimestampTz outbox_deferred_pick(TimestampTz now, struct HTAB *busy,
-										OutboxTake take, void *arg);
-
-/* What has become of a run of rows. */
-typedef struct OutboxPicked
-{
-	int			count;			/* handed on */
-	bool		full;			/* there was no room for another */
-	bool		end;			/* there are no more rows behind *place */
-} OutboxPicked;
-
-/*
- * Hand the next `limit` messages that wait for a destination to `take`, in their
- * order, beginning behind *place, which is moved on; each followed by those
- * behind it, and passing over those in `busy`, as above.
- */
-extern OutboxPicked outbox_deferred_pick_waiting(const OutboxDestination *destination,
-												 int64 *place, int limit, struct HTAB *busy,
-												 OutboxTake take, void *arg);
-
-/* The destinations that messages wait for, at most `limit` of each scope. */
-typedef void (*OutboxFound) (void *arg, const OutboxDestination *destination);
-extern void outbox_deferred_list_destinations(int limit, OutboxFound found, void *arg);
 
 /* When to try for the time after `attempts`: exponential backoff, with jitter. */
 extern TimestampTz outbox_deferred_retry_at(TimestampTz now, int attempts);

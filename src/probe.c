@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "deferred.h"
 #include "probe.h"
 #include "publish.h"
 #include "report.h"
@@ -337,8 +338,8 @@ outbox_probe_send(OutboxProbe *probe, TimestampTz now)
 	probe->breaker = breaker;
 	probe->sent_at = now;
 	probe->retry_at = outbox_deferred_retry_at(now, breaker->failures + 1);
-	picked = outbox_deferred_pick_waiting(&breaker->destination, &place, LOOK_AT_ROWS,
-										  batch->from_deferred, send_message, probe);
+	picked = outbox_pick_waiting(&breaker->destination, &place, LOOK_AT_ROWS,
+								 batch->from_deferred, send_message, probe);
 	if (picked.count > 0)
 	{
 		if (probe->breaker)

@@ -336,9 +336,9 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	}
 	if (breaker->taken >= breaker->allowance)
 		return false;
-	picked = outbox_deferred_pick_waiting(&breaker->destination, &breaker->place,
-										  Min(*budget, breaker->allowance - breaker->taken),
-										  batch->from_deferred, outbox_publish_deferred, publisher);
+	picked = outbox_pick_waiting(&breaker->destination, &breaker->place,
+								 Min(*budget, breaker->allowance - breaker->taken),
+								 batch->from_deferred, outbox_publish_deferred, publisher);
 	*budget = picked.full ? 0 : *budget - picked.count;
 	breaker->taken += picked.count;
 	if (picked.count > 0)

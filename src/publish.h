@@ -60,7 +60,7 @@ extern void outbox_publish_drain(OutboxPublisher *publisher, bool share, bool al
 
 /*
  * Within a session: take up one message of deferred; `in_queue` if it is in a
- * queue there. For outbox_deferred_pick(), with the publisher as its argument.
+ * queue there. For outbox_pick_due(), with the publisher as its argument.
  */
 extern OutboxTaken outbox_publish_deferred(void *publisher, const OutboxMessage *message,
 										   bool in_queue);

@@ -210,9 +210,8 @@ publish(void)
 		if (outbox_breakers_drain_due(publisher->breakers))
 			outbox_publish_drain(publisher, may_fill(), worker->recorder.leftover == NIL);
 		if (worker->next_due <= worker->now)
-			worker->next_due = outbox_deferred_pick(worker->now,
-													publisher->batch->from_deferred,
-													outbox_publish_deferred, publisher);
+			worker->next_due = outbox_pick_due(worker->now, publisher->batch->from_deferred,
+											   outbox_publish_deferred, publisher);
 		if (may_fill())
 			worker->hungry = outbox_publish_fill(publisher) > 0 ||
 				!outbox_cursor_at_end(publisher->cursor);

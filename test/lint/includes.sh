@@ -39,7 +39,7 @@ only 'includes OpenSSL' "${include}openssl/" \
 only 'includes executor/spi.h' "${include}executor/spi\.h" \
 	query.h control.c
 only 'includes query.h' "${include}query\.h" \
-	query.c deferred.c dead_letter.c control.c
+	query.c deferred.c pick.c dead_letter.c control.c
 
 only 'says PG_VERSION_NUM' 'PG_VERSION_NUM' \
 	pgcompat.h
