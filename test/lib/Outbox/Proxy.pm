@@ -191,7 +191,7 @@ sub _read
 	my $got = sysread $end->{socket}, $data, $CHUNK;
 
 	return if !defined $got && ($! == EAGAIN || $! == EINTR);
-	return $self->_close($end) if !$got;
+	return $end->{lost} ? $self->_vanish($end) : $self->_close($end) if !$got;
 	return if $end->{lost};
 	if ($end->{cut})
 	{
@@ -222,13 +222,25 @@ sub _reset
 	return;
 }
 
+# One end of a connection that has lost something is closed: the other is not told.
+sub _vanish
+{
+	my ($self, $end) = @_;
+
+	delete $self->{ends}{ fileno $end->{socket} };
+	close $end->{socket};
+	$end->{peer}{peer} = { unwritten => '' };
+	delete $end->{peer};
+	return;
+}
+
 # Both ends of a connection, in order or by a reset.
 sub _close
 {
 	my ($self, $end, $reset) = @_;
 
 	return if !$self->{ends}{ fileno($end->{socket}) // -1 };
-	for my $one ($end, $end->{peer})
+	for my $one (grep { $_->{socket} } $end, $end->{peer})
 	{
 		delete $self->{ends}{ fileno $one->{socket} };
 		syswrite $one->{socket}, $one->{unwritten} if !$reset && length $one->{unwritten};
