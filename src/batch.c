@@ -337,6 +337,23 @@ outbox_batch_settle_unavailable(OutboxBatch *batch, uint64 index, OutboxScope sc
 	outbox_batch_settle(batch, index, OUTBOX_UNAVAILABLE, error);
 }
 
+/* Not the last entries, if nothing behind them is settled: they cost nothing to read again. */
+void
+outbox_batch_end_waiting(OutboxBatch *batch)
+{
+	uint64		end = batch->tail;
+
+	while (end > batch->head && outbox_batch_entry(batch, end - 1)->outcome <= OUTBOX_SENT)
+		end--;
+	for (uint64 index = batch->head; index < end; index++)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
+
+		if (entry->outcome == OUTBOX_WAITING && entry->key)
+			settle_behind(entry);
+	}
+}
+
 void
 outbox_batch_unsend(OutboxBatch *batch)
 {

@@ -141,6 +141,12 @@ extern void outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, Tim
 extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
 								OutboxOutcome outcome, const char *error);
 
+/*
+ * Nothing more will be sent: what waits for its turn in its ordering key is settled
+ * as OUTBOX_BEHIND, so that what is confirmed behind it can be recorded.
+ */
+extern void outbox_batch_end_waiting(OutboxBatch *batch);
+
 /* All that is sent and not settled must be sent again, on a new channel. */
 extern void outbox_batch_unsend(OutboxBatch *batch);
 

@@ -588,6 +588,7 @@ run(void)
 			wait_for_something(next_deadline());
 	}
 	collect_confirms();
+	outbox_batch_end_waiting(worker->publisher.batch);
 	record_everything();
 	leave();
 }
