@@ -1,6 +1,8 @@
 # Proves that a COMMIT makes the worker publish at once, that what is rolled back
 # is never published, and that a message arrives with the properties and headers
 # it was given.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

@@ -6,6 +6,8 @@
 #
 # RabbitMQ stops reading a connection on which some sixty messages wait for such a queue,
 # so that nobody's messages would be taken any more.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

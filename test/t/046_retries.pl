@@ -3,6 +3,8 @@
 # outlive a restart; that consumers are told the number of the attempt; that those
 # behind a message which is given up go on; and that many ordering keys at once keep
 # the connection as busy as none.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

@@ -1,6 +1,8 @@
 # Proves that nothing is lost, and nothing invented, when the worker, the server
 # and RabbitMQ are killed with -9 at random under load, and that what comes twice
 # is no more than what was in flight and what the last 200 ms can have settled.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

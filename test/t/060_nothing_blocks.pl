@@ -6,6 +6,8 @@
 #
 # A worker that sleeps in a call which signals do not interrupt fails each of these:
 # DROP DATABASE waits for every process of the cluster to answer a barrier.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

@@ -5,6 +5,8 @@
 # the progress tables stay as small as they were.
 #
 # OUTBOX_TEST_MESSAGES sets another number.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

@@ -3,6 +3,8 @@
 # of both sides explain.  Idle, with a message scheduled for later, with one waiting
 # for a retry and others behind it, paused with messages waiting, and disabled (no
 # outbox.uri); and the launcher.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

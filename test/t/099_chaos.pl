@@ -1,6 +1,8 @@
 # Proves that nothing is lost, invented, reordered within a key, or stuck, whatever
 # is done to PostgreSQL, RabbitMQ and the network between them, at random and
 # overlapping: a minute of ./dev chaos.  See Outbox/Chaos.pm.
+#
+# Runs alone: it measures.
 
 use strict;
 use warnings FATAL => 'all';

@@ -1,9 +1,9 @@
 #!/usr/bin/perl
 #
-# run_tap.pl: run TAP test files one after another, each with a time limit of its
+# run_tap.pl: run TAP test files, --jobs at a time, each with a time limit of its
 # own, and write how many tests passed and failed to --counts.
 #
-#   run_tap.pl --counts FILE --limit SECONDS --exec 'command and arguments' FILES
+#   run_tap.pl --counts FILE --limit SECONDS --jobs N --exec 'command and arguments' FILES
 #
 # A file that ends in an error, or that runs fewer tests than it planned, counts
 # as one more failure.
@@ -18,12 +18,14 @@ use TAP::Harness;
 GetOptions(
 	'counts=s' => \my $counts,
 	'limit=i' => \(my $limit = 300),
+	'jobs=i' => \(my $jobs = 1),
 	'exec=s' => \(my $exec = $^X),
 	'verbose' => \my $verbose) or exit 2;
 
 my @command = ('timeout', '--kill-after=20', $limit, split ' ', $exec);
 my $harness = TAP::Harness->new({
 	exec => \@command,
+	jobs => $jobs,
 	merge => 0,
 	timer => 1,
 	failures => 1,
