@@ -19,7 +19,7 @@
  *		- nothing is left: socket, reserved descriptor, memory in any context.
  *
  *		Real here: broker*.c, transport.c, resolve.c, uri.c, passfile.c,
- *		amqp_*.c, buffer.c, batch.c, confirm.c. Stand-ins: shim.c for
+ *		amqp_*.c, buffer.c, batch.c, confirm.c, stall.c. Stand-ins: shim.c for
  *		PostgreSQL, wire.c for the network.
  */
 #include "pgcompat.h"
@@ -40,6 +40,7 @@
 #include "broker.h"
 #include "confirm.h"
 #include "settings.h"
+#include "stall.h"
 
 #include "frames.h"
 #include "peer.h"
@@ -106,8 +107,7 @@ static int64 backlog[MAX_MESSAGES + 1]; /* to be read: a ring of ids */
 static uint64 backlog_head;
 static uint64 backlog_tail;
 static bool ready;
-static TimestampTz watched_since;
-static size_t unsent_before;
+static OutboxStall stall;
 static TimestampTz gate_opens;	/* DT_NOEND: it is open */
 static int	gate_chance;
 static uint64 effects;			/* whatever happened, counted */
@@ -146,46 +146,6 @@ conversation_failed(const char *format,...)
 }
 
 /* ---- the steps of worker.c ---- */
-
-/* The message that has been in flight for longest, NULL if no answer is owed. */
-static OutboxEntry *
-oldest_unanswered(void)
-{
-	uint64		oldest = outbox_batch_oldest_in_flight(batch);
-
-	if (oldest == OUTBOX_NO_ENTRY || oldest >= batch->gated || outbox_broker_blocked(broker) ||
-		outbox_broker_state(broker) != OUTBOX_BROKER_READY)
-		return NULL;
-	return outbox_batch_entry(batch, oldest);
-}
-
-static TimestampTz
-answer_deadline(void)
-{
-	OutboxEntry *oldest = oldest_unanswered();
-
-	return oldest == NULL ? DT_NOEND :
-		Max(oldest->sent_at, watched_since) + MS(outbox_confirm_timeout);
-}
-
-static void
-watch_answers(void)
-{
-	OutboxBuffer *output = outbox_broker_output(broker);
-	size_t		unsent = output->end - output->start;
-	OutboxEntry *oldest = oldest_unanswered();
-
-	if (oldest == NULL ||
-		(oldest->sent_end > batch->sent_bytes - unsent && unsent != unsent_before))
-		watched_since = now;
-	unsent_before = unsent;
-	if (answer_deadline() > now)
-		return;
-	outbox_batch_suspect(batch, now - MS(outbox_confirm_timeout / 2), OUTBOX_SCOPE_ROUTE);
-	strlcpy(batch->refusal, "not confirmed", sizeof(batch->refusal));
-	outbox_broker_fail(broker, "the oldest message in flight has not been confirmed");
-	effects++;
-}
 
 static void
 count_loss(const char *text)
@@ -276,7 +236,7 @@ take_events(void)
 	OutboxTally tally = {0};
 	const char *nonsense;
 
-	while (failure[0] == '\0' && outbox_broker_next_event(broker, &event))
+	while (failure[0] == '\0' && outbox_confirm_next_event(broker, &event))
 	{
 		effects++;
 		judge_event(&event);
@@ -285,9 +245,6 @@ take_events(void)
 			note_lies();
 		if (nonsense != NULL)
 			outbox_broker_fail(broker, nonsense);
-		/* Time during which the broker blocks does not count. */
-		if (event.type == OUTBOX_EVENT_UNBLOCKED)
-			watched_since = now;
 		if (event.type == OUTBOX_EVENT_LOST)
 			lost(&event);
 		else if (event.type == OUTBOX_EVENT_CHANNEL_CLOSED)
@@ -296,7 +253,7 @@ take_events(void)
 			batch->gated = OUTBOX_NO_ENTRY;
 		}
 	}
-	watch_answers();
+	outbox_stall_watch(&stall, batch, broker, now);
 }
 
 static bool
@@ -526,8 +483,7 @@ begin(void)
 	now = BEGINNING;
 	ready = false;
 	gate_opens = DT_NOEND;
-	unsent_before = 0;
-	watched_since = now;
+	memset(&stall, 0, sizeof(stall));
 	context = AllocSetContextCreate(TopMemoryContext, "conversation", ALLOCSET_DEFAULT_SIZES);
 	batch = outbox_batch_create(context);
 	broker = outbox_broker_create(context, "outbox/fuzz");
@@ -552,7 +508,8 @@ static void
 set_clock_back(TimestampTz back)
 {
 	now -= back;
-	watched_since -= back;
+	stall.since -= back;
+	outbox_batch_follow_clock(batch, back);
 	if (gate_opens != DT_NOEND)
 		gate_opens -= back;
 	peer_follow_clock(back);
@@ -564,7 +521,7 @@ let_time_pass(void)
 {
 	TimestampTz deadline = Min(outbox_broker_deadline(broker), peer_deadline());
 
-	deadline = Min(deadline, answer_deadline());
+	deadline = Min(deadline, outbox_stall_deadline(&stall, batch, broker));
 	deadline = Min(deadline, gate_opens);
 	if (deadline <= now || socket_is_ready())
 		return;

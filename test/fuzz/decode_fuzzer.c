@@ -116,7 +116,7 @@ take_events(void)
 	OutboxTally tally = {0};
 	const char *nonsense;
 
-	while (outbox_broker_next_event(broker, &event))
+	while (outbox_confirm_next_event(broker, &event))
 	{
 		bool		answer = event.type == OUTBOX_EVENT_ACK || event.type == OUTBOX_EVENT_NACK ||
 			event.type == OUTBOX_EVENT_RETURN || event.type == OUTBOX_EVENT_CHANNEL_CLOSED;

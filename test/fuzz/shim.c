@@ -18,6 +18,7 @@
 
 #include "access/detoast.h"
 #include "common/hashfn.h"
+#include "mb/pg_wchar.h"
 #include "nodes/memnodes.h"
 #include "storage/fd.h"
 #include "utils/hsearch.h"
@@ -499,6 +500,12 @@ ExceptionalCondition(const char *condition, const char *type, const char *filena
 /* ---- the rest ---- */
 
 int			MyProcPid = 1;		/* the same in every run: backoff depends on it */
+
+int
+GetDatabaseEncoding(void)
+{
+	return PG_UTF8;
+}
 
 static int	external_fds;
 
