@@ -58,12 +58,14 @@ outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxBroker *broker,
 
 	/*
 	 * A large message on a slow line takes its time: bytes that move count. So do
-	 * answers, as long as they come in order.
+	 * answers, as long as they come in order. A broker that has blocked us until now
+	 * has its time from now on, not from when we last looked.
 	 */
-	if (oldest == NULL ||
+	if (oldest == NULL || !stall->owed ||
 		(oldest->sent_end > batch->sent_bytes - unsent && unsent != stall->unsent) ||
 		(batch->lowest_tag != stall->oldest_tag && batch->highest_answered < batch->lowest_tag))
 		stall->since = now;
+	stall->owed = oldest != NULL;
 	stall->unsent = unsent;
 	stall->oldest_tag = batch->lowest_tag;
 	if (outbox_stall_deadline(stall, batch, broker) > now)

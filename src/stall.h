@@ -11,6 +11,7 @@
 typedef struct OutboxStall
 {
 	TimestampTz since;			/* the oldest message in flight could have been answered */
+	bool		owed;			/* an answer was owed when last looked at */
 	size_t		unsent;			/* bytes of output when last looked at */
 	uint64		oldest_tag;		/* of those in flight, likewise */
 } OutboxStall;
