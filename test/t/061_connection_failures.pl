@@ -75,11 +75,11 @@ my @TABLE = (
 		setting => $SILENCE, messages => 0 ],
 	'no confirms' => [
 		{ answer => 'none' },
-		'left RabbitMQ at "%s": it has confirmed nothing for ',
+		'left RabbitMQ at "%s": the oldest of ',
 		setting => $CONFIRMS, growing => 1 ],
 	# more than the sockets hold
 	'does not read' => [
-		{ deaf => 1 }, 'left RabbitMQ at "%s": it has confirmed nothing for ',
+		{ deaf => 1 }, 'left RabbitMQ at "%s": the oldest of ',
 		setting => $CONFIRMS, size => 1_500_000 ]);
 
 my $broker = Outbox::Broker->new;
