@@ -231,19 +231,6 @@ CREATE FUNCTION outbox.stored_messages(
 RETURNS SETOF record AS 'MODULE_PATHNAME', 'outbox_stored_messages' LANGUAGE C VOLATILE;
 COMMENT ON FUNCTION outbox.stored_messages() IS 'the rows of all segments; keeps no lock on them';
 
--- Backlog and counts are taken from tables, so they are right whatever became of
--- the worker; what it alone knows comes from shared memory.
-CREATE VIEW outbox.status AS
-SELECT w.database, w.worker_pid, w.state, w.broker, w.connected_since,
-	b.pending, clock_timestamp() - b.oldest AS oldest_pending_age,
-	w.in_flight, w.confirmed, w.returned, w.nacked,
-	(SELECT count(*) FROM outbox.deferred) AS deferred,
-	(SELECT count(*) FROM outbox.dead_letter) AS dead,
-	(SELECT count(*) FROM outbox.held) AS held,
-	w.reconnects, w.last_error, w.last_error_at
-FROM outbox.worker_status() w, outbox.backlog() b;
-COMMENT ON VIEW outbox.status IS 'one row: how the outbox of this database is doing';
-
 CREATE VIEW outbox.unavailable AS
 SELECT reason, exchange, CASE WHEN reason = 'stalled' THEN routing_key END AS routing_key,
 	count(*) AS messages, min(enqueued_at) AS oldest,
@@ -251,6 +238,20 @@ SELECT reason, exchange, CASE WHEN reason = 'stalled' THEN routing_key END AS ro
 FROM outbox.deferred WHERE reason IN ('exchange', 'stalled')
 GROUP BY 1, 2, 3;
 COMMENT ON VIEW outbox.unavailable IS 'destinations that take no messages at the moment, and how many wait for each';
+
+-- Backlog and counts are taken from tables, so they are right whatever became of
+-- the worker; what it alone knows comes from shared memory.
+CREATE VIEW outbox.status AS
+SELECT w.database, w.worker_pid, w.state, w.broker, w.connected_since,
+	b.pending, clock_timestamp() - b.oldest AS oldest_pending_age,
+	w.in_flight, w.confirmed, w.returned, w.nacked,
+	(SELECT count(*) FROM outbox.deferred) AS deferred,
+	(SELECT count(*) FROM outbox.unavailable) AS unavailable,
+	(SELECT count(*) FROM outbox.dead_letter) AS dead,
+	(SELECT count(*) FROM outbox.held) AS held,
+	w.reconnects, w.last_error, w.last_error_at
+FROM outbox.worker_status() w, outbox.backlog() b;
+COMMENT ON VIEW outbox.status IS 'one row: how the outbox of this database is doing';
 
 CREATE VIEW outbox.message AS
 SELECT s.id, s.message_id,

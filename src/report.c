@@ -34,6 +34,7 @@ typedef struct Troubles
 } Troubles;
 
 static OutboxWorkerState shown_state = OUTBOX_WORKER_STOPPED;
+static int	shown_unavailable = 0;	/* destinations */
 static bool was_ready = false;
 
 /* since the connection last worked; and of channels, which come and go meanwhile */
@@ -106,7 +107,7 @@ show_activity(OutboxSlot *slot)
 {
 	char		activity[OUTBOX_ERROR_LEN + 64];
 	bool		why = shown_state == OUTBOX_WORKER_CONNECTING ||
-		shown_state == OUTBOX_WORKER_BLOCKED ||
+		shown_state == OUTBOX_WORKER_BLOCKED || shown_unavailable > 0 ||
 		(in_doubt && shown_state == OUTBOX_WORKER_PUBLISHING);
 
 	if (why && slot->last_error_at != 0)
@@ -186,16 +187,18 @@ forget_connection(void)
 }
 
 void
-outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, const OutboxBroker *broker)
+outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, int unavailable,
+					const OutboxBroker *broker)
 {
 	bool		doubt_ends = in_doubt && has_proved_itself(slot, broker);
 
 	if (doubt_ends)
 		log_connected(broker);
 	log_blocked(broker);
-	if (state == shown_state && !doubt_ends)
+	if (state == shown_state && unavailable == shown_unavailable && !doubt_ends)
 		return;
 	shown_state = state;
+	shown_unavailable = unavailable;
 	if (state == OUTBOX_WORKER_DISABLED)
 	{
 		/* The next connection is the first of another life. */
@@ -276,41 +279,53 @@ outbox_report_probe_event(const OutboxBrokerEvent *event)
 				  errdetail("This is the second connection, on which destinations are tried that do not work.")));
 }
 
+/* "exchange "x" with routing key "y"", or the exchange alone. */
+static void
+name_destination(const OutboxDestination *destination, char *name, size_t size)
+{
+	if (destination->scope == OUTBOX_SCOPE_EXCHANGE)
+		snprintf(name, size, "exchange \"%s\"", destination->exchange);
+	else
+		snprintf(name, size, "exchange \"%s\" with routing key \"%s\"",
+				 destination->exchange, destination->routing_key);
+}
+
 void
 outbox_report_unavailable(OutboxBreaker *breaker, const char *why)
 {
-	const OutboxDestination *destination = &breaker->destination;
+	bool		exchange = breaker->destination.scope == OUTBOX_SCOPE_EXCHANGE;
+	OutboxSlot *slot = outbox_shmem_find(MyDatabaseId);
+	char		name[2 * OUTBOX_NAME_SIZE + 64];
+	char		text[sizeof(name) + OUTBOX_ERROR_LEN];
 
+	name_destination(&breaker->destination, name, sizeof(name));
+	snprintf(text, sizeof(text), "%s %s: %s", name,
+			 exchange ? "cannot be used" : "takes no messages", why);
+	outbox_report_error(slot, text);
+	show_activity(slot);
 	if (breaker->reported)
 		return;
 	breaker->reported = true;
-	outbox_report_error(outbox_shmem_find(MyDatabaseId), why);
-	if (destination->scope == OUTBOX_SCOPE_EXCHANGE)
-		ereport(LOG,
-				(errmsg("outbox: exchange \"%s\" cannot be used: %s", destination->exchange, why),
-				 errdetail("Its messages wait in outbox.deferred; one of them is tried from time to time."),
-				 errhint("Declare the exchange, or permit the user of outbox.uri to write to it.")));
-	else
-		ereport(LOG,
-				(errmsg("outbox: exchange \"%s\" with routing key \"%s\" takes no messages: %s",
-						destination->exchange, destination->routing_key, why),
-				 errdetail("Its messages wait in outbox.deferred; one of them is tried from time to time."),
-				 errhint("Look at the queues it leads to: one is full, or has lost its majority.")));
+	ereport(LOG,
+			(errmsg("outbox: %s", text),
+			 errdetail("Its messages wait in outbox.deferred; one of them is tried from time to time."),
+			 exchange ?
+			 errhint("Declare the exchange, or permit the user of outbox.uri to write to it.") :
+			 errhint("Look at the queues it leads to: one is full, or has lost its majority.")));
 }
 
 void
 outbox_report_available(OutboxBreaker *breaker)
 {
-	const OutboxDestination *destination = &breaker->destination;
+	char		name[2 * OUTBOX_NAME_SIZE + 64];
 
 	if (!breaker->reported)
 		return;
 	breaker->reported = false;
-	if (destination->scope == OUTBOX_SCOPE_EXCHANGE)
-		ereport(LOG, (errmsg("outbox: exchange \"%s\" can be used again", destination->exchange)));
-	else
-		ereport(LOG, (errmsg("outbox: exchange \"%s\" with routing key \"%s\" takes messages again",
-							 destination->exchange, destination->routing_key)));
+	name_destination(&breaker->destination, name, sizeof(name));
+	ereport(LOG, (errmsg("outbox: %s %s again", name,
+						 breaker->destination.scope == OUTBOX_SCOPE_EXCHANGE ?
+						 "can be used" : "takes messages")));
 }
 
 void

@@ -10,8 +10,11 @@
 #include "confirm.h"
 #include "shmem.h"
 
-/* worker: state in the slot and in pg_stat_activity; cheap if nothing changed */
-extern void outbox_report_state(OutboxSlot *slot, OutboxWorkerState state,
+/*
+ * worker: state in the slot and in pg_stat_activity, and how many destinations
+ * are unavailable; cheap if nothing changed
+ */
+extern void outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, int unavailable,
 								const OutboxBroker *broker);
 
 /* worker: an error for outbox.status, of any origin */

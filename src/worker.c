@@ -396,7 +396,7 @@ report_state(void)
 		state = OUTBOX_WORKER_PUBLISHING;
 	else
 		state = OUTBOX_WORKER_IDLE;
-	outbox_report_state(worker->slot, state, broker);
+	outbox_report_state(worker->slot, state, worker->publisher.breakers->open, broker);
 }
 
 /* ---- the wait ---- */

@@ -2,15 +2,17 @@
 BEGIN;
 SET LOCAL client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS pgtap;
-SELECT plan(30);
+SELECT plan(31);
 
 CREATE FUNCTION pg_temp.columns(name regclass) RETURNS text[] LANGUAGE sql AS $$
 	SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute WHERE attrelid = name AND attnum > 0 $$;
 
 -- outbox.status
 SELECT is(pg_temp.columns('outbox.status'), ARRAY['database', 'worker_pid', 'state', 'broker', 'connected_since', 'pending',
-	'oldest_pending_age', 'in_flight', 'confirmed', 'returned', 'nacked', 'deferred', 'dead', 'held', 'reconnects',
+	'oldest_pending_age', 'in_flight', 'confirmed', 'returned', 'nacked', 'deferred', 'unavailable', 'dead', 'held', 'reconnects',
 	'last_error', 'last_error_at'], 'outbox.status: columns');
+SELECT is(pg_temp.columns('outbox.unavailable'), ARRAY['reason', 'exchange', 'routing_key', 'messages', 'oldest',
+	'last_error'], 'outbox.unavailable: columns');
 SELECT is(count(*), 1::bigint, 'outbox.status: one row') FROM outbox.status;
 SELECT is(database, current_database(), 'outbox.status: of this database') FROM outbox.status;
 SELECT ok(state IN ('stopped', 'starting', 'disabled', 'paused'), 'outbox.status: a worker without a broker is ' || state) FROM outbox.status;

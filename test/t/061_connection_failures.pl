@@ -22,6 +22,9 @@ my $TRIES = 3;
 my $STALL = q{outbox.connect_timeout = '500ms'};
 my $SILENCE = q{outbox.heartbeat = '1s'};
 my $CONFIRMS = q{outbox.confirm_timeout = '1s'};
+my $RETRIES = q{outbox.retry_delay_min = '100ms'};
+# once it is clear who is to blame
+my $STALLED = qr/exchange "" with routing key "[^"]*" takes no messages: RabbitMQ does not confirm/;
 my $LONG_NAME = ('x' x 70) . '.example';    # longer than DNS allows: fails at once
 
 # name => orders for the broker, what is said of it (%s: the broker), and what differs
@@ -76,11 +79,11 @@ my @TABLE = (
 	'no confirms' => [
 		{ answer => 'none' },
 		'left RabbitMQ at "%s": the oldest of ',
-		setting => $CONFIRMS, growing => 1 ],
+		setting => $CONFIRMS, growing => 1, state => 'idle', then => $STALLED ],
 	# more than the sockets hold
 	'does not read' => [
 		{ deaf => 1 }, 'left RabbitMQ at "%s": the oldest of ',
-		setting => $CONFIRMS, size => 1_500_000 ]);
+		setting => $CONFIRMS, size => 1_500_000, state => 'idle', then => $STALLED ]);
 
 my $broker = Outbox::Broker->new;
 $broker->launch;    # takes its time; the rest meanwhile
@@ -112,9 +115,9 @@ sub make_case
 		database => $name =~ s/\W/_/gr,
 		fakes => $fakes,
 		at => $args{at} // [ map { '127.0.0.1:' . $_->port } @$fakes ],
-		settings => [ "outbox.uri = '$uri'", $args{setting} // () ],
+		settings => [ "outbox.uri = '$uri'", $args{setting} // (), $RETRIES ],
 		sent => [],
-		%args{qw(orders error messages size growing)}
+		%args{qw(orders error messages size growing state then)}
 	};
 }
 
@@ -248,7 +251,8 @@ for my $case (@cases)
 {
 	my $errors = join '|', map { quotemeta sprintf $case->{error}, $_ } @{ $case->{at} };
 
-	$case->{seen} = qr/(?:$errors)/;
+	$case->{logged} = qr/(?:$errors)/;
+	$case->{seen} = $case->{then} // $case->{logged};
 }
 
 my $endpoint = '127.0.0.1:' . $broker->port;
@@ -271,7 +275,7 @@ for my $case ($password, $vhost)
 	  : ("$endpoint/nope", 'guest', qr/NOT_ALLOWED - vhost nope not found.*\(530\)/);
 
 	$case->{at} = [$at];
-	$case->{seen} = qr{RabbitMQ at "\Q$at\E" refused the login of user "$user": $reason};
+	$case->{logged} = $case->{seen} = qr{RabbitMQ at "\Q$at\E" refused the login of user "$user": $reason};
 }
 
 sub write_passfile
@@ -346,15 +350,17 @@ for my $case (@cases, $password, $vhost)
 		my $this = $seen->{ $case->{database} };
 		my %count;
 
-		like($this->{activity}, qr/^(connecting|publishing): $case->{seen}/, 'pg_stat_activity');
-		like($this->{state}, qr/^(connecting|publishing)$/, 'state');
+		my $state = $case->{state} // '(?:connecting|publishing)';
+
+		like($this->{activity}, qr/^$state: $case->{seen}/, 'pg_stat_activity');
+		like($this->{state}, qr/^$state$/, 'state');
 		like($this->{last_error}, qr/^$case->{seen}/, 'last_error');
 		for my $at (@{ $case->{at} })
 		{
 			my @lines = grep { m{"\Q$at\E[/"]} } log_lines($at);
 
 			$count{$_}++ for @lines;
-			is(scalar(grep { /^$case->{seen}/ } @lines), 1, "once in the log: $at");
+			is(scalar(grep { /^$case->{logged}/ } @lines), 1, "once in the log: $at");
 		}
 		is_deeply([ grep { $count{$_} > 1 } keys %count ], [], 'as is all else')
 		  or diag slurp_file($node->logfile) =~ /^.*(?:ERROR|FATAL|\Q$case->{at}[0]\E).*\n/mg;
