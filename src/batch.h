@@ -79,7 +79,6 @@ typedef struct OutboxEntry
 	bool		returned;		/* basic.return came, its ack is still to come */
 	bool		has_turn;		/* holds one of the turns of its key */
 	bool		in_queue;		/* from deferred, where it is in a queue */
-	bool		released;		/* from deferred, when its destination was back */
 	uint8		suspect;		/* OutboxScope: what it is to be looked at for */
 	uint8		unavailable;	/* OutboxScope: why, if OUTBOX_UNAVAILABLE */
 } OutboxEntry;

@@ -84,7 +84,7 @@ find(OutboxBreakers *breakers, const OutboxDestination *destination)
 }
 
 OutboxBreaker *
-outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message, bool released)
+outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message, bool deferred)
 {
 	if (breakers->count == 0)
 		return NULL;
@@ -93,7 +93,7 @@ outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message, bool
 		OutboxDestination destination = outbox_destination_of(message, scope);
 		OutboxBreaker *breaker = find(breakers, &destination);
 
-		if (breaker && !(released && breaker->draining))
+		if (breaker && !(deferred && breaker->draining))
 			return breaker;
 	}
 	return NULL;
@@ -193,6 +193,7 @@ outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker)
 	breaker->draining = true;
 	breaker->failures = 0;
 	breaker->place = 0;
+	breaker->once_more = false;
 	breaker->allowance = FIRST_ALLOWANCE;
 	breaker->taken = 0;
 	breaker->last_taken = 0;

@@ -22,6 +22,7 @@ typedef struct OutboxBreaker
 	/* draining */
 	dlist_node	node;			/* in OutboxBreakers.draining */
 	int64		place;			/* its queue is taken up so far */
+	bool		once_more;		/* ... from the beginning, to see whether it is empty */
 	int			allowance;		/* take up so many before they are recorded */
 	int			taken;			/* of them */
 	uint64		last_taken;		/* batch index behind the last of them */
@@ -50,10 +51,11 @@ extern OutboxBreakers *outbox_breakers_create(MemoryContext context);
 
 /*
  * The breaker that stands in the way of a message, NULL if there is none.
- * `released`: it comes from the queue of one that drains.
+ * What was `deferred` passes one that drains: it is older than what is in the queue
+ * there, or part of it.
  */
 extern OutboxBreaker *outbox_breaker_find(OutboxBreakers *breakers, const OutboxMessage *message,
-										  bool released);
+										  bool deferred);
 
 /* Where a message goes. */
 extern OutboxDestination outbox_destination_of(const OutboxMessage *message, OutboxScope scope);

@@ -142,7 +142,7 @@ destination_works(OutboxPublisher *publisher, uint64 index, const OutboxMessage 
 
 	entry->suspect = OUTBOX_SCOPE_NONE;
 	breaker = suspect == OUTBOX_SCOPE_NONE ?
-		outbox_breaker_find(publisher->breakers, message, entry->released) :
+		outbox_breaker_find(publisher->breakers, message, entry->segment == OUTBOX_DEFERRED) :
 		open_breaker(publisher, message, suspect);
 	if (breaker)
 	{
@@ -284,7 +284,6 @@ admit(OutboxPublisher *publisher, const OutboxMessage *message,
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
 	entry->in_queue = in_queue;
-	entry->released = publisher->releasing;
 	outbox_gate_add(&publisher->gate, message->xid);
 	if (window != NULL && message->deliver_at > GetCurrentStatementStartTimestamp())
 		outbox_batch_settle(batch, index, OUTBOX_SCHEDULED, NULL);
@@ -342,9 +341,20 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	*budget = picked.full ? 0 : *budget - picked.count;
 	breaker->taken += picked.count;
 	if (picked.count > 0)
+	{
 		breaker->last_taken = batch->tail;
+		breaker->once_more = false;
+	}
 	if (!picked.end)
 		return true;
+
+	/* What was set aside before it drained may have been recorded since, in its old place. */
+	if (!breaker->once_more)
+	{
+		breaker->once_more = true;
+		breaker->place = 0;
+		return true;
+	}
 
 	/* What was set aside is in the queue once it is recorded. */
 	if (all_recorded && breaker->last_set_aside <= batch->head)
@@ -371,7 +381,6 @@ outbox_publish_drain(OutboxPublisher *publisher, bool share, bool all_recorded)
 
 	if (share)
 		budget = Max(1, budget / 2);
-	publisher->releasing = true;
 	while (queues-- > 0 && budget > 0)
 	{
 		OutboxBreaker *breaker = dlist_head_element(OutboxBreaker, node, &breakers->draining);
@@ -381,7 +390,6 @@ outbox_publish_drain(OutboxPublisher *publisher, bool share, bool all_recorded)
 		if (drain_queue(publisher, breaker, all_recorded, &budget))
 			more = true;
 	}
-	publisher->releasing = false;
 	breakers->drain_due = more || budget <= 0;
 }
 

@@ -21,7 +21,6 @@ typedef struct OutboxPublisher
 	MemoryContext scratch;		/* one message at a time; reset after each */
 	TimestampTz now;			/* of this turn */
 	bool		check_queues;	/* some ordering key has a queue in deferred */
-	bool		releasing;		/* what is taken up comes from a draining queue */
 } OutboxPublisher;
 
 #define OUTBOX_UNSENDABLE_TEXT \

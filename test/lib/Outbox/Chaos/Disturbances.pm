@@ -145,7 +145,11 @@ my @TABLE = (
 			1;
 		},
 		undo_here => sub { $_[0]{broker}->kill9; $_[0]{broker}->launch },
-		undo => sub { $_[0]{broker}->wait_ready }
+		# what was declared just before it was killed may be gone
+		undo => sub {
+			$_[0]{broker}->wait_ready;
+			$_[0]->_declare_all;
+		}
 	},
 	{
 		name => 'RabbitMQ: SIGSTOP', weight => 2, uses => ['broker'], lasts => [ 0.3, 4 ],
@@ -193,6 +197,7 @@ my @TABLE = (
 		needs => ['objects'], is_met => 1, lasts => [ 0.5, 3 ],
 		do => \&_order_for_late_queue,
 		undo => sub {
+			push @{ $_[0]{queues} }, "late.$_[1]{number}";
 			$_[0]->_amqp_until([ 'declare-queue', "late.$_[1]{number}", 'classic', 'durable' ]);
 		}
 	},

@@ -34,10 +34,18 @@ sub _make_broker_objects
 		  . '1, <<"queues">>, <<"chaos">>)',
 		not_full => 'rabbit_policy:delete(<<"/">>, <<"full">>, <<"chaos">>)',
 	};
-	$self->_amqp_until(
-		(map { [ 'declare-queue', $_, 'classic', 'durable' ] } qw(orders side)),
-		map { @{ $self->{make}{$_} } } qw(shop market copies));
+	$self->{queues} = [qw(orders side)];
+	$self->_declare_all;
 	return;
+}
+
+sub _declare_all
+{
+	my ($self) = @_;
+
+	return $self->_amqp_until(
+		(map { [ 'declare-queue', $_, 'classic', 'durable' ] } @{ $self->{queues} }),
+		map { @{ $self->{make}{$_} } } qw(shop market copies));
 }
 
 # place_order() draws where a message goes, and whether it has an ordering key, by
