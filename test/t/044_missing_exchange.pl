@@ -281,7 +281,7 @@ for my $exchange (qw(ghost vault))
 	ok($opened >= 1 && $opened <= 2, "$exchange: the log says that it cannot be used ($opened lines)");
 	is(logged(qr/LOG: .*exchange "$exchange" can be used again/), 1, "$exchange: and that it can again");
 }
-is(logged(qr/cannot be used: /), 4, 'no others');
+is(logged(qr/LOG: .*cannot be used: /), 4, 'no others');
 
 $orders->stop;
 $node->stop;
