@@ -27,7 +27,6 @@
 #include "faultpoint.h"
 
 /* Codes of AMQP. */
-#define CONNECTION_FORCED 320	/* the broker is shut down, or an operator closed us */
 #define ACCESS_REFUSED	403
 #define NOT_FOUND		404
 
@@ -176,7 +175,7 @@ apply_loss(OutboxBatch *batch, const OutboxBrokerEvent *event)
 	uint64		oldest = outbox_batch_oldest_in_flight(batch);
 	int64		suspect = oldest == OUTBOX_NO_ENTRY ? 0 : outbox_batch_entry(batch, oldest)->id;
 
-	if (event->code == 0 || event->code == CONNECTION_FORCED || suspect == 0)
+	if (event->code == 0 || event->code == OUTBOX_CONNECTION_FORCED || suspect == 0)
 		return;
 	if (suspect == batch->suspect_id)
 		apply_refusal(batch, event);

@@ -29,6 +29,9 @@ extern bool outbox_confirm_next_event(OutboxBroker *broker, OutboxBrokerEvent *e
 extern const char *outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event,
 										OutboxTally *tally);
 
+/* Code of AMQP: the broker is shut down, or an operator closed us. */
+#define OUTBOX_CONNECTION_FORCED 320
+
 #define OUTBOX_NACKED_TEXT "refused by RabbitMQ (basic.nack): a queue is full, or not available"
 
 /* What a basic.return says, palloc'd in `context`. */

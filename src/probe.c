@@ -39,8 +39,6 @@
 #include "report.h"
 #include "settings.h"
 
-#define CONNECTION_FORCED 320
-
 /* While other destinations are due, wait for an answer so long; of all of them together. */
 #define SHARE_MS 5000
 #define SHARE_MIN_MS 200
@@ -167,7 +165,7 @@ take_end(OutboxProbe *probe, const OutboxBrokerEvent *event, TimestampTz now)
 		give_up_message(probe, now);	/* nothing of it has left */
 	else if (closed && outbox_confirm_blames_exchange(event->code, event->text))
 		still_unavailable(probe, event->text, now);
-	else if (closed || (event->code != 0 && event->code != CONNECTION_FORCED &&
+	else if (closed || (event->code != 0 && event->code != OUTBOX_CONNECTION_FORCED &&
 						probe->suspect_id == probe->entry.id))
 	{
 		/* The one that comes next may be better. */
@@ -176,7 +174,7 @@ take_end(OutboxProbe *probe, const OutboxBrokerEvent *event, TimestampTz now)
 	}
 	else
 	{
-		if (event->code != 0 && event->code != CONNECTION_FORCED)
+		if (event->code != 0 && event->code != OUTBOX_CONNECTION_FORCED)
 			probe->suspect_id = probe->entry.id;
 		give_up_message(probe, probe->retry_at);
 	}

@@ -57,7 +57,7 @@ extern void outbox_transport_init(OutboxTransport *transport);
 
 /*
  * Begin to connect to the addresses in transport->addresses, one after the
- * other, all before `deadline`. Goes on with outbox_transport_continue().
+ * other, all before `deadline`. Goes on with outbox_transport_connect_continue().
  */
 extern OutboxTransportStatus outbox_transport_connect_start(OutboxTransport *transport, bool tls,
 															int address_count, TimestampTz now,
