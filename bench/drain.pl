@@ -57,7 +57,7 @@ sub cpu_of
 sub plain
 {
 	fresh_queue();
-	my (undef, $out) = $broker->capture({}, $broker->tool('plain_publisher'),
+	my (undef, $out) = $broker->capture({}, 'bench/plain_publisher',
 		'--uri', $broker->uri, '--key', 'bench', '--count', $count,
 		'--size', $size, '--window', $window);
 	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
