@@ -1,0 +1,258 @@
+package Bench::Relay;
+
+# An opponent: a program that takes messages from a table (bench/relays/NAME) and
+# publishes them.  Each has in the schema of its own name the functions
+# relay_enqueue(routing_key, payload), relay_enqueue_many(count, routing_key, payload)
+# and relay_pending(), and the same command line.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Carp;
+use Cwd qw(abs_path);
+use File::Basename;
+use File::Temp;
+use POSIX ();
+use Time::HiRes qw(time);
+
+use Outbox::Process;
+use Outbox::Wait qw(wait_until);
+
+my %RELAYS = (
+	node => { command => [ 'node', 'node/relay.js' ] },
+	pgq => { command => [ 'node', 'pgq/relay.js' ], start => \&_start_ticker, no_listen => 1 },
+	python => { command => [ '/usr/bin/python3', 'python/relay.py' ] },
+	transactional => {
+		command => [ 'node', 'transactional/relay.js' ],
+		listen_conf => "wal_level = logical\n",
+	});
+
+sub names { return sort keys %RELAYS; }
+
+# Has it a mode --listen?
+sub can_listen { my ($class, $name) = @_; return !$RELAYS{$name}{no_listen}; }
+
+# Lines for postgresql.conf.
+sub server_conf
+{
+	my ($class, $name, $listen) = @_;
+
+	return $listen ? $RELAYS{$name}{listen_conf} // '' : '';
+}
+
+# name, playground; window = 1000; poll_ms = 100; listen = 0: with its database
+# telling it of new messages
+sub new
+{
+	my ($class, %args) = @_;
+	my $kind = $RELAYS{ $args{name} } // croak "there is no relay $args{name}";
+
+	croak "$args{name} cannot listen" if $args{listen} && $kind->{no_listen};
+	return bless {
+		window => 1000,
+		poll_ms => 100,
+		listen => 0,
+		%args,
+		kind => $kind,
+		home => $ENV{OUTBOX_RELAYS} // abs_path(dirname(__FILE__) . '/../../relays'),
+		dir => File::Temp::tempdir("relay-$args{name}-XXXXXX", TMPDIR => 1, CLEANUP => 1),
+	}, $class;
+}
+
+sub name { return $_[0]{name}; }
+
+#
+# the database
+#
+
+# Its schema; once in a database.
+sub set_up
+{
+	my ($self) = @_;
+
+	for my $file ('schema.sql', $self->{listen} ? 'schema_listen.sql' : ())
+	{
+		my $path = "$self->{home}/$self->{name}/$file";
+
+		$self->{playground}->sql("\\set window $self->{window}\n\\set poll_ms $self->{poll_ms}\n\\i $path\n")
+		  if -e $path;
+	}
+	return;
+}
+
+# Messages of $size bytes in one transaction.
+sub enqueue_many
+{
+	my ($self, $count, $size, $key) = @_;
+
+	$self->{playground}->sql(<<"END");
+SELECT $self->{name}.relay_enqueue_many($count, '$key', decode(repeat('78', $size), 'hex'));
+ANALYZE;
+END
+	return;
+}
+
+# What a script of pgbench selects.
+sub enqueue_call
+{
+	my ($self, $key, $payload) = @_;
+
+	return sprintf '%s.relay_enqueue(%s, %s)', $self->{name}, $key // q{:'key'}, $payload // q{:'payload'};
+}
+
+# How many messages are not recorded as delivered.
+sub pending
+{
+	my ($self) = @_;
+
+	return $self->{playground}->sql("SELECT $self->{name}.relay_pending()");
+}
+
+#
+# the processes
+#
+
+# Returns when it is connected and about to begin.
+sub start
+{
+	my ($self) = @_;
+	my ($interpreter, $program) = @{ $self->{kind}{command} };
+	my $log = $self->log;
+
+	$self->{kind}{start}->($self) if $self->{kind}{start};
+	unlink $log;
+	push @{ $self->{processes} }, Outbox::Process->start(
+		name => "relay $self->{name}",
+		log => $log,
+		command => [
+			$interpreter, "$self->{home}/$program",
+			'--pg', $self->_conninfo . " dbname=@{[ $self->{playground}->dbname ]}",
+			'--amqp', $self->{playground}->broker->uri,
+			'--window', $self->{window},
+			'--poll-ms', $self->{poll_ms},
+			$self->{listen} ? '--listen' : ()
+		]);
+	wait_until(
+		"relay $self->{name} to be ready",
+		sub {
+			$self->running or croak "relay $self->{name} did not start:\n" . $self->log_text;
+			return $self->log_text =~ /^ready$/m;
+		},
+		30, 5);
+	return;
+}
+
+sub _conninfo
+{
+	my ($self) = @_;
+	my %psql = $self->{playground}->psql_arguments;
+
+	return "host=$psql{'-h'} user=$psql{'-U'} application_name=relay";
+}
+
+# PgQ's daemon, which makes the batches.
+sub _start_ticker
+{
+	my ($self) = @_;
+	my $period = $self->{poll_ms} / 1000;
+
+	open my $out, '>', "$self->{dir}/pgqd.ini" or croak "pgqd.ini: $!";
+	print $out <<"END";
+[pgqd]
+base_connstr = @{[ $self->_conninfo ]}
+database_list = @{[ $self->{playground}->dbname ]}
+pidfile = $self->{dir}/pgqd.pid
+ticker_period = $period
+END
+	close $out or croak "pgqd.ini: $!";
+	push @{ $self->{processes} }, Outbox::Process->start(
+		name => 'pgqd',
+		log => "$self->{dir}/pgqd.log",
+		command => [ 'pgqd', "$self->{dir}/pgqd.ini" ]);
+	return;
+}
+
+sub running
+{
+	my ($self) = @_;
+	my @processes = @{ $self->{processes} // [] };
+
+	return @processes && @processes == grep { $_->running } @processes;
+}
+
+# Ask it to leave; dies if that does not happen in good order.
+sub stop
+{
+	my ($self) = @_;
+
+	for my $process (reverse splice @{ $self->{processes} // [] })
+	{
+		$process->signal('TERM');
+		my $status = $process->wait_exit(30);
+
+		croak "$process->{name} ended with status $status:\n" . $self->log_text
+		  if $status != 0;
+	}
+	return;
+}
+
+sub log { return "$_[0]{dir}/relay.log"; }
+
+sub log_text
+{
+	my ($self) = @_;
+
+	open my $in, '<', $self->log or return '';
+	my $text = do { local $/; <$in> } // '';
+	close $in;
+	return $text;
+}
+
+# CPU that its processes have used so far, with their children.
+sub cpu_seconds
+{
+	my ($self) = @_;
+
+	return _cpu_of(map { $_->pid } @{ $self->{processes} // [] });
+}
+
+# CPU of the server's processes that work for it.
+sub server_cpu_seconds
+{
+	my ($self) = @_;
+
+	return _cpu_of(split /\n/, $self->{playground}->sql(
+		q{SELECT pid FROM pg_stat_activity WHERE application_name = 'relay'}));
+}
+
+sub _cpu_of
+{
+	my $ticks = 0;
+
+	for my $pid (@_)
+	{
+		open my $in, '<', "/proc/$pid/stat" or next;
+		my @fields = split / /, (<$in> // '') =~ s/^.*\) //r;
+
+		close $in;
+		$ticks += $fields[$_] for 11 .. 14;    # utime, stime, those of ended children
+	}
+	return $ticks / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+}
+
+# Until $queue has $count messages and all are recorded as delivered; returns the
+# seconds that took.  Asks the broker, since counting in a large table is work.
+sub wait_delivered
+{
+	my ($self, $queue, $count, $timeout) = @_;
+	my $broker = $self->{playground}->broker;
+	my $start = time();
+	my $alive = sub { $self->running or croak "relay $self->{name} has ended:\n" . $self->log_text };
+
+	wait_until("$count messages in queue $queue",
+		sub { $alive->(); $broker->amqp('count', $queue) >= $count }, $timeout // 300, 50);
+	wait_until('the deliveries to be recorded', sub { $alive->(); $self->pending == 0 }, 60, 20);
+	return time() - $start;
+}
+
+1;

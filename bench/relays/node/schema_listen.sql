@@ -1,0 +1,8 @@
+CREATE FUNCTION node.notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	NOTIFY node_outbox;
+	RETURN NULL;
+END;
+$$;
+
+CREATE TRIGGER notify AFTER INSERT ON node.outbox FOR EACH STATEMENT EXECUTE FUNCTION node.notify();
