@@ -18,7 +18,7 @@ use Carp;
 use Exporter 'import';
 use POSIX ();
 
-our @EXPORT_OK = qw(median minimum maximum percentile cpu_seconds thousands);
+our @EXPORT_OK = qw(median minimum maximum percentile cpu_seconds run_seconds thousands);
 
 my @COLUMNS = qw(case contender turn figure value);
 
@@ -259,6 +259,21 @@ sub cpu_seconds
 	my $ticks = 0;
 	$ticks += $fields[$_] for 11 .. 14;
 	return $ticks / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+}
+
+# Seconds that the threads of a process have run: finer than ticks, without children.
+sub run_seconds
+{
+	my ($pid) = @_;
+	my $ns = 0;
+
+	for my $file (glob "/proc/$pid/task/*/schedstat")
+	{
+		open my $in, '<', $file or next;
+		$ns += (split / /, <$in> // '0')[0];
+		close $in;
+	}
+	return $ns / 1e9;
 }
 
 1;
