@@ -21,6 +21,8 @@
 #	lost         committed, and not delivered when nothing was pending any more
 #	undelivered  the same where something was still pending after --drain seconds
 #	cpu_us       of the worker, or of the relay without its server processes, per message
+#
+# Needs the relays (bench/relays).
 
 use strict;
 use warnings FATAL => 'all';

@@ -208,6 +208,8 @@ sub log_text
 	return $text;
 }
 
+sub pids { return map { $_->pid } @{ $_[0]{processes} // [] }; }
+
 # CPU that its processes have used so far, with their children.
 sub cpu_seconds
 {
