@@ -142,7 +142,8 @@ sub outbox
 sub relay
 {
 	my ($name) = @_;
-	my $relay = Bench::Relay->new(name => $name, playground => $playground, poll_ms => 100);
+	my $database = $playground->create_database('relay');
+	my $relay = Bench::Relay->new(name => $name, playground => $database, poll_ms => 100);
 
 	$relay->set_up;
 	$relay->start;
@@ -150,7 +151,7 @@ sub relay
 		$playground->sql(q{SELECT pid FROM pg_stat_activity WHERE application_name = 'relay'}));
 	my $figures = measure(@pids);
 	$relay->stop;
-	$relay->drop;
+	$database->drop_database;
 	delete @{$figures}{ 'per_poll', grep { /_max$/ } keys %$figures };
 	$_ *= @pids for values %$figures;
 	return $figures;

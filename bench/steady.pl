@@ -30,7 +30,8 @@ use warnings FATAL => 'all';
 use Getopt::Long;
 use Time::HiRes qw(sleep time);
 
-use Bench qw(percentile run_seconds thousands);
+use Bench qw(percentile run_seconds);
+use Bench::Relay;
 use Outbox::Playground;
 use Outbox::Process;
 use Outbox::Wait qw(wait_until);
@@ -45,8 +46,6 @@ GetOptions(
 	'contenders=s' => \my $wanted,
 	'relays!' => \(my $relays = 1),
 	'conf=s' => \my @conf) or exit 2;
-
-require Bench::Relay if $relays && ($wanted // "") ne "outbox";
 
 #
 # the contenders: outbox, each relay polling, each relay that can listen
@@ -84,6 +83,7 @@ sub outbox
 	my $pid = $playground->sql('SELECT worker_pid FROM outbox.worker_status()');
 
 	return {
+		playground => $playground,
 		call => sub { "outbox.enqueue('', 'bench', $_[0])" },
 		pending => sub { $playground->sql('SELECT pending + deferred FROM outbox.status') },
 		cpu => sub { run_seconds($pid) },
@@ -91,23 +91,25 @@ sub outbox
 	};
 }
 
-# Has its tables anew in each turn.
+# Has a database of its own, and anew in each turn.
 sub relay
 {
 	my ($name, $mode) = @_;
+	my $database = $playground->create_database('relay');
 	my $relay = Bench::Relay->new(
 		name => $name,
-		playground => $playground,
+		playground => $database,
 		poll_ms => 100,
 		listen => $mode eq 'listen');
 
 	$relay->set_up;
 	$relay->start;
 	return {
+		playground => $database,
 		call => sub { $relay->enqueue_call(q{'bench'}, $_[0]) },
 		pending => sub { $relay->pending },
 		cpu => sub { $relay->cpu_seconds },
-		stop => sub { $relay->stop; $relay->drop }
+		stop => sub { $relay->stop; $database->drop_database }
 	};
 }
 
@@ -137,7 +139,7 @@ sub write_messages
 	  'SELECT count(', $contender->{call}->($payload), ") FROM generate_series(1, $per) i;\n";
 	close $out or die "steady.sql: $!";
 	unlink glob "$dir/steady.log.*";
-	my ($status, $text) = $broker->capture({}, 'pgbench', $playground->psql_arguments, '-n',
+	my ($status, $text) = $broker->capture({}, 'pgbench', $contender->{playground}->psql_arguments, '-n',
 		'-M', 'prepared', '-D', 'n=0', '-c', $rate < 100 ? 2 : 16, '-T', $seconds,
 		'--rate', $rate / $per, '-l', "--log-prefix=$dir/steady.log", '-f', "$dir/steady.sql");
 	die "pgbench: $text\n" if $status != 0 || $text =~ /ERROR|aborted/;

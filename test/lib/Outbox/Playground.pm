@@ -213,6 +213,26 @@ END
 	return $self->{consumer};
 }
 
+# Another database of the same servers, without outbox; for as long as these are.
+sub create_database
+{
+	my ($self, $dbname) = @_;
+
+	$self->sql("CREATE DATABASE $dbname", 'postgres');
+	return bless { %$self{qw(dir broker)}, dbname => $dbname }, ref $self;
+}
+
+sub drop_database
+{
+	my ($self) = @_;
+
+	$self->sql(<<"END", 'postgres');
+SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '$self->{dbname}';
+DROP DATABASE $self->{dbname};
+END
+	return;
+}
+
 # Hand the terminal to psql until the user leaves it.
 sub interactive_psql
 {
