@@ -1,14 +1,17 @@
 #!/usr/bin/perl
 #
-# ./dev bench: how long outbox takes to publish what is already committed, against
-# a plain librabbitmq program that publishes the same from memory.  Both take turns
-# at the same queue of the same broker; the median of the rounds counts.
+# ./dev bench drain: how long it takes to publish what is already committed. The
+# opponent is a plain librabbitmq program that publishes the same messages from memory,
+# with the same window.  Nobody consumes; each turn has a new queue, and counts what is
+# in it at the end.
 
 use strict;
 use warnings FATAL => 'all';
 
 use Getopt::Long;
+use Time::HiRes qw(time);
 
+use Bench qw(cpu_seconds);
 use Outbox::Playground;
 
 GetOptions(
@@ -17,10 +20,11 @@ GetOptions(
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
 	'queue=s' => \(my $type = 'classic'),
+	'case=s' => \my $case,
 	'conf=s' => \my @conf) or exit 2;
+$case //= "$type queue $size B";
 
-$| = 1;
-print "starting PostgreSQL and RabbitMQ ...\n";
+my $bench = Bench->new('drain');
 my $playground = Outbox::Playground->new(
 	dbname => 'bench',
 	schedulers => `nproc` + 0,
@@ -35,24 +39,16 @@ sub fresh_queue
 	return;
 }
 
+# The count of a stream is an estimate.
 sub check_count
 {
+	return if $type eq 'stream';
 	my $stored = $broker->amqp('count', 'bench');
 
 	die "the queue has $stored messages instead of $count\n" if $stored < $count;
 	return;
 }
 
-# Seconds of CPU a process has used.
-sub cpu_of
-{
-	my ($pid) = @_;
-
-	open my $in, '<', "/proc/$pid/stat" or return 0;
-	my @fields = split / /, (<$in> =~ s/^.*\) //r);
-	close $in;
-	return ($fields[11] + $fields[12]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
-}
 
 sub plain
 {
@@ -63,24 +59,22 @@ sub plain
 	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
 	  or die "plain_publisher: $out\n";
 	check_count();
-	return ($seconds, $cpu);
+	return { rate => $count / $seconds, cpu_us => $cpu };
 }
 
 sub outbox
 {
 	fresh_queue();
-	$playground->sql(<<"END");
-SELECT outbox.pause();
-END
+	$playground->sql('SELECT outbox.pause()');
 	$playground->wait_sql('the worker to pause', "SELECT state = 'paused' FROM outbox.status");
-	$playground->sql(<<"END");
+	$playground->sql(<<"SQL");
 SELECT count(outbox.enqueue('', 'bench', payload)) FROM generate_series(1, $count),
 	(SELECT decode(repeat('78', $size), 'hex') AS payload) p;
 CHECKPOINT;
-END
+SQL
 	my $pid = $playground->sql('SELECT worker_pid FROM outbox.status');
-	my $cpu = cpu_of($pid);
-	my $out = $playground->sql(<<"SQL");
+	my $cpu = cpu_seconds($pid);
+	my $seconds = $playground->sql(<<"SQL");
 SELECT confirmed + $count AS target FROM outbox.worker_status() \\gset
 SET bench.target = :'target';
 SELECT clock_timestamp() AS start \\gset
@@ -95,33 +89,11 @@ END
 \$\$;
 SELECT extract(epoch FROM clock_timestamp() - :'start');
 SQL
-	$cpu = cpu_of($pid) - $cpu;
+	$cpu = cpu_seconds($pid) - $cpu;
 	check_count();
 	$playground->wait_drained(60);
-	return ($out, $cpu * 1e6 / $count);
+	return { rate => $count / $seconds, cpu_us => $cpu * 1e6 / $count };
 }
 
-sub median
-{
-	my @sorted = sort { $a <=> $b } @_;
-
-	return $sorted[ $#sorted / 2 ];
-}
-
-my (@plain, @outbox);
-printf "%d messages of %d bytes, %s queue, window %d\n\n", $count, $size, $type, $window;
-printf "%5s  %24s  %24s\n", 'round', 'plain librabbitmq', 'outbox';
-for my $round (1 .. $rounds)
-{
-	my @order = $round % 2 ? (\&plain, \&outbox) : (\&outbox, \&plain);
-	my @first = $order[0]->();
-	my @second = $order[1]->();
-	my ($p, $o) = $round % 2 ? (\@first, \@second) : (\@second, \@first);
-
-	push @plain, $p->[0];
-	push @outbox, $o->[0];
-	printf "%5d  %8.2f s  %5.2f us CPU  %8.2f s  %5.2f us CPU\n", $round, @$p, @$o;
-}
-my ($p, $o) = (median(@plain), median(@outbox));
-printf "\nmedian: plain %.2f s (%.0f/s), outbox %.2f s (%.0f/s), ratio %.2f\n",
-  $p, $count / $p, $o, $count / $o, $o / $p;
+$bench->turns($case, $rounds, [ plain => \&plain ], [ outbox => \&outbox ]);
+$bench->finish;

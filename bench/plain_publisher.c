@@ -3,7 +3,8 @@
  *		The opponent: what a good program on plain librabbitmq reaches.
  *
  *		Publishes messages of one size from memory with amqp_basic_publish(),
- *		publisher confirms on, at most --window unconfirmed.  Confirms are read
+ *		publisher confirms on, at most --window unconfirmed.  Properties and headers
+ *		are those that outbox sends, for the broker reads them.  Confirms are read
  *		when the window is full, and otherwise now and then without waiting, so
  *		that the socket never has to be waited for without need.
  */
@@ -151,10 +152,15 @@ int
 main(int argc, char **argv)
 {
 	amqp_connection_state_t conn;
+	amqp_table_entry_t id_header = {
+		.key = amqp_cstring_bytes("x-outbox-id"),
+		.value.kind = AMQP_FIELD_KIND_I64,
+	};
 	amqp_basic_properties_t properties = {
 		._flags = AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_CONTENT_TYPE_FLAG |
-		AMQP_BASIC_MESSAGE_ID_FLAG,
+		AMQP_BASIC_MESSAGE_ID_FLAG | AMQP_BASIC_HEADERS_FLAG,
 		.delivery_mode = 2,
+		.headers = {1, &id_header},
 		.content_type = amqp_cstring_bytes("application/octet-stream"),
 	};
 	amqp_bytes_t exchange;
@@ -192,6 +198,7 @@ main(int argc, char **argv)
 		else if (published % LOOK_EVERY == 0)
 			look_for_confirms(conn);
 
+		id_header.value.value.i64 = (int64_t) published + 1;
 		rc = amqp_basic_publish(conn, CHANNEL, exchange, key, true, false,
 								&properties, body);
 		if (rc != AMQP_STATUS_OK)
