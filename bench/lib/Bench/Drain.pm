@@ -1,0 +1,141 @@
+package Bench::Drain;
+
+# One turn of outbox or of somebody else: so many messages, all committed, go to a new
+# queue that nobody consumes; what is in it at the end is counted.
+
+use strict;
+use warnings FATAL => 'all';
+
+use Exporter 'import';
+use POSIX ();
+
+use Bench qw(cpu_seconds);
+use Outbox::Playground;
+
+our @EXPORT_OK = qw(QUEUE);
+
+use constant QUEUE => 'bench';
+
+# count, size (bytes), window (messages unconfirmed at most), queue (its type);
+# conf: more lines for postgresql.conf
+sub new
+{
+	my ($class, %args) = @_;
+	my $in_flight_kb = POSIX::ceil($args{window} * ($args{size} + 1024) / 1024);
+	my $self = bless {%args}, $class;
+
+	# the window of the others has no limit in bytes
+	$self->{playground} = Outbox::Playground->new(
+		dbname => 'bench',
+		schedulers => `nproc` + 0,
+		conf => join '', map { "$_\n" } "outbox.in_flight_messages = $args{window}",
+		"outbox.in_flight_bytes = ${in_flight_kb}kB", @{ $args{conf} // [] });
+	$self->{playground}->wait_connected;
+	return $self;
+}
+
+sub playground { return $_[0]{playground}; }
+sub broker { return $_[0]{playground}->broker; }
+
+sub new_queue
+{
+	my ($self) = @_;
+
+	eval { $self->broker->amqp('delete-queue', QUEUE) };
+	$self->broker->amqp('declare-queue', QUEUE, $self->{queue}, 'durable');
+	return;
+}
+
+# A stream only estimates how much is in it.
+sub check_queue
+{
+	my ($self) = @_;
+
+	return if $self->{queue} eq 'stream';
+	my $stored = $self->broker->amqp('count', QUEUE);
+
+	die "the queue has $stored messages instead of $self->{count}\n" if $stored < $self->{count};
+	return;
+}
+
+# Messages a second, and microseconds of CPU for each.
+sub figures
+{
+	my ($self, $seconds, $cpu) = @_;
+
+	return { rate => $self->{count} / $seconds, cpu_us => $cpu * 1e6 / $self->{count} };
+}
+
+# What is enqueued while the worker is paused, from resume() to the last confirm.
+sub outbox
+{
+	my ($self) = @_;
+	my $playground = $self->{playground};
+
+	$self->new_queue;
+	$playground->sql('SELECT outbox.pause()');
+	$playground->wait_sql('the worker to pause', "SELECT state = 'paused' FROM outbox.status");
+	$playground->sql(<<"END");
+SELECT count(outbox.enqueue('', '@{[QUEUE]}', payload)) FROM generate_series(1, $self->{count}),
+	(SELECT decode(repeat('78', $self->{size}), 'hex') AS payload) p;
+CHECKPOINT;
+END
+	my $pid = $playground->sql('SELECT worker_pid FROM outbox.status');
+	my $cpu = cpu_seconds($pid);
+	my $seconds = $playground->sql(<<"SQL");
+SELECT confirmed + $self->{count} AS target FROM outbox.worker_status() \\gset
+SET bench.target = :'target';
+SELECT clock_timestamp() AS start \\gset
+SELECT outbox.resume() \\g /dev/null
+DO \$\$
+BEGIN
+	WHILE (SELECT confirmed FROM outbox.worker_status()) < current_setting('bench.target')::bigint
+	LOOP
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+END
+\$\$;
+SELECT extract(epoch FROM clock_timestamp() - :'start');
+SQL
+	$cpu = cpu_seconds($pid) - $cpu;
+	$self->check_queue;
+	$playground->wait_drained(60);
+	return $self->figures($seconds, $cpu);
+}
+
+# A plain librabbitmq program that has the same messages in memory.
+sub plain
+{
+	my ($self) = @_;
+
+	$self->new_queue;
+	my (undef, $out) = $self->broker->capture({}, 'bench/plain_publisher',
+		'--uri', $self->broker->uri, '--key', QUEUE, '--count', $self->{count},
+		'--size', $self->{size}, '--window', $self->{window});
+	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
+	  or die "plain_publisher: $out\n";
+	$self->check_queue;
+	return $self->figures($seconds, $cpu * $self->{count} / 1e6);
+}
+
+# A Bench::Relay of its own tables; the CPU is that of its processes, without the
+# server's.
+sub relay
+{
+	my ($self, $relay) = @_;
+
+	$self->new_queue;
+	$relay->set_up;
+	$relay->enqueue_many($self->{count}, $self->{size}, QUEUE);
+	$self->{playground}->sql('CHECKPOINT');
+	$relay->start;
+	my $cpu = $relay->cpu_seconds;
+	my $seconds = $relay->wait_delivered(QUEUE, $self->{count});
+	$cpu = $relay->cpu_seconds - $cpu;
+	$relay->stop;
+	$relay->drop;
+	$self->check_queue;
+	return $self->figures($seconds, $cpu);
+}
+
+1;
