@@ -193,13 +193,13 @@ sub table
 	return @lines;
 }
 
-# Print what was measured in this run.
+# Print what was measured in this run; cases: only these.
 sub finish
 {
 	my ($self, %args) = @_;
 
 	$self->_write;
-	for my $case (grep { $self->{measured}{$_} } $self->cases)
+	for my $case (grep { $self->{measured}{$_} } @{ $args{cases} // [ $self->cases ] })
 	{
 		print "\n";
 		print_table($self->table($case, %args));
