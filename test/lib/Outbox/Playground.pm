@@ -52,6 +52,7 @@ END
 sub broker { return $_[0]{broker}; }
 sub dbname { return $_[0]{dbname}; }
 sub psql_arguments { return ('-h', $_[0]{dir}, '-U', 'postgres', '-d', $_[0]{dbname}); }
+sub psql_environment { return (PGHOST => $_[0]{dir}, PGUSER => 'postgres', PGDATABASE => $_[0]{dbname}); }
 sub log { return "$_[0]{dir}/postgresql.log"; }
 
 sub _run
