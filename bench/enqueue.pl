@@ -16,9 +16,9 @@
 # messages in one statement against COPY into a table with the columns of a segment and no
 # index, and INSERT ... SELECT into the table made by hand.
 #
-# The worker is paused from before a turn to after it; between turns it publishes to a
-# queue that drops its oldest messages, until nothing is left.  Each turn begins with a
-# vacuumed table and a checkpoint; autovacuum is off.
+# The worker is paused from before a turn to after it; between turns it publishes, to a
+# queue in memory that drops its oldest messages, until nothing is left.  Each turn begins
+# with a vacuumed table and a checkpoint; autovacuum is off.
 #
 # Packages: postgresql-MAJOR-pgq3
 
@@ -49,7 +49,7 @@ checkpoint_timeout = 1h
 END
 my $broker = $playground->broker;
 $playground->wait_connected;
-$broker->amqp('declare-queue', 'bench', 'classic', 'durable', 'x-max-length=1000');
+$broker->amqp('declare-queue', 'bench', 'classic', 'x-max-length=1000');
 
 $playground->sql(<<'END');
 CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);

@@ -130,13 +130,15 @@ sub turns
 	return;
 }
 
-# All values of a figure, in the order of the turns.
-sub values
+# All values of a figure, in the order of the turns; and these turns.
+sub values { my ($self, @of) = @_; return map { $_->{value} } $self->_rows_of(@of); }
+sub turns_of { my ($self, @of) = @_; return map { $_->{turn} } $self->_rows_of(@of); }
+
+sub _rows_of
 {
 	my ($self, $case, $contender, $figure) = @_;
 
-	return map { $_->{value} }
-	  grep { $_->{case} eq $case && $_->{contender} eq $contender && $_->{figure} eq $figure }
+	return grep { $_->{case} eq $case && $_->{contender} eq $contender && $_->{figure} eq $figure }
 	  @{ $self->{rows} };
 }
 
