@@ -9,7 +9,8 @@ use warnings FATAL => 'all';
 use Exporter 'import';
 use POSIX ();
 
-use Bench qw(cpu_seconds);
+use Bench qw(run_seconds);
+use Bench::Relay;
 use Outbox::Playground;
 
 our @EXPORT_OK = qw(QUEUE);
@@ -81,7 +82,7 @@ SELECT count(outbox.enqueue('', '@{[QUEUE]}', payload)) FROM generate_series(1, 
 CHECKPOINT;
 END
 	my $pid = $playground->sql('SELECT worker_pid FROM outbox.status');
-	my $cpu = cpu_seconds($pid);
+	my $cpu = run_seconds($pid);
 	my $seconds = $playground->sql(<<"SQL");
 SELECT confirmed + $self->{count} AS target FROM outbox.worker_status() \\gset
 SET bench.target = :'target';
@@ -97,7 +98,7 @@ END
 \$\$;
 SELECT extract(epoch FROM clock_timestamp() - :'start');
 SQL
-	$cpu = cpu_seconds($pid) - $cpu;
+	$cpu = run_seconds($pid) - $cpu;
 	$self->check_queue;
 	$playground->wait_drained(60);
 	return $self->figures($seconds, $cpu);
@@ -118,23 +119,25 @@ sub plain
 	return $self->figures($seconds, $cpu * $self->{count} / 1e6);
 }
 
-# A Bench::Relay of its own tables; the CPU is that of its processes, without the
-# server's.
+# A relay (Bench::Relay), in a database that is new in each turn.  The CPU is that of its
+# own processes.
 sub relay
 {
-	my ($self, $relay) = @_;
+	my ($self, $name) = @_;
+	my $database = $self->{playground}->create_database('relay');
+	my $relay = Bench::Relay->new(name => $name, playground => $database, window => $self->{window});
 
 	$self->new_queue;
 	$relay->set_up;
 	$relay->enqueue_many($self->{count}, $self->{size}, QUEUE);
-	$self->{playground}->sql('CHECKPOINT');
+	$database->sql('CHECKPOINT');
 	$relay->start;
 	my $cpu = $relay->cpu_seconds;
-	my $seconds = $relay->wait_delivered(QUEUE, $self->{count});
+	my $seconds = $relay->wait_delivered($self->{queue} eq 'stream' ? undef : QUEUE, $self->{count}, 600);
 	$cpu = $relay->cpu_seconds - $cpu;
 	$relay->stop;
-	$relay->drop;
 	$self->check_queue;
+	$database->drop_database;
 	return $self->figures($seconds, $cpu);
 }
 
