@@ -187,7 +187,8 @@ sub stop
 
 	for my $process (reverse splice @{ $self->{processes} // [] })
 	{
-		$process->signal('TERM');
+		# pgqd leaves in order on this one
+		$process->signal($process->{name} eq 'pgqd' ? 'INT' : 'TERM');
 		my $status = $process->wait_exit(30);
 
 		croak "$process->{name} ended with status $status:\n" . $self->log_text
