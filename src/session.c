@@ -14,8 +14,10 @@
 #include "access/xact.h"
 #include "storage/lmgr.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "pgstat.h"
 
@@ -37,6 +39,13 @@ static const char *const write_tables[] = {
 static Oid	read_oids[lengthof(read_tables)];
 static Oid	sequence_oids[lengthof(sequences)];
 static Oid	write_oids[lengthof(write_tables)];
+
+/*
+ * Whatever may have been done to them so far, and how much of it there was when they
+ * were last seen to be as they must be.
+ */
+static uint64 changes = 1;
+static uint64 checked_changes = 0;
 
 /* The one that was last found to be gone. */
 static const char *gone_name = "";
@@ -71,9 +80,39 @@ look_up(const char *const *names, Oid *oids, int count)
 		oids[i] = outbox_catalog_table(names[i]);
 }
 
+static bool
+contains(const Oid *oids, int count, Oid oid)
+{
+	for (int i = 0; i < count; i++)
+	{
+		if (oids[i] == oid)
+			return true;
+	}
+	return false;
+}
+
+/* A relation was altered, emptied or dropped; InvalidOid: any may have been. */
+static void
+relation_changed(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) ||
+		contains(read_oids, lengthof(read_oids), relid) ||
+		contains(sequence_oids, lengthof(sequence_oids), relid) ||
+		contains(write_oids, lengthof(write_oids), relid))
+		changes++;
+}
+
+static void
+schema_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	changes++;
+}
+
 void
 outbox_session_init(void)
 {
+	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, schema_changed, (Datum) 0);
 	for (int i = 0; i < lengthof(overrides); i++)
 	{
 		if (GetConfigOption(overrides[i][0], true, false) != NULL)
@@ -88,27 +127,58 @@ outbox_session_init(void)
 	MemoryContextSwitchTo(TopMemoryContext);
 }
 
-static OutboxSession
-lock_tables(const char *const *names, const Oid *oids, int count, LOCKMODE mode)
+static bool
+lock_tables(const Oid *oids, int count, LOCKMODE mode)
+{
+	for (int i = 0; i < count; i++)
+	{
+		if (OidIsValid(oids[i]) && !ConditionalLockRelationOid(oids[i], mode))
+			return false;
+	}
+	return true;
+}
+
+static bool
+check_tables(const char *const *names, const Oid *oids, int count)
 {
 	for (int i = 0; i < count; i++)
 	{
 		Relation	rel;
 
 		gone_name = names[i];
-		if (!OidIsValid(oids[i]))
-			return OUTBOX_SESSION_GONE;
-		if (!ConditionalLockRelationOid(oids[i], mode))
-			return OUTBOX_SESSION_LOCKED;
-		rel = try_relation_open(oids[i], NoLock);
-		if (rel == NULL)
-			return OUTBOX_SESSION_GONE;
+		if (!OidIsValid(oids[i]) || (rel = try_relation_open(oids[i], NoLock)) == NULL)
+			return false;
 		outbox_catalog_check(rel);
 		relation_close(rel, NoLock);
 		/* Renamed, or in another schema: neither C nor SQL would find it. */
 		if (outbox_catalog_table(names[i]) != oids[i])
-			return OUTBOX_SESSION_GONE;
+			return false;
 	}
+	return true;
+}
+
+/*
+ * Each lock that is granted brings the invalidations of whoever held a stronger one
+ * before, so that what was checked once need not be looked at until one comes.
+ */
+static OutboxSession
+take_tables(bool writes)
+{
+	uint64		seen;
+
+	if (!lock_tables(read_oids, lengthof(read_oids), AccessShareLock) ||
+		!lock_tables(sequence_oids, lengthof(sequence_oids), RowExclusiveLock) ||
+		!lock_tables(write_oids, lengthof(write_oids),
+					 writes ? RowExclusiveLock : AccessShareLock))
+		return OUTBOX_SESSION_LOCKED;
+	if (checked_changes == changes)
+		return OUTBOX_SESSION_OPEN;
+	seen = changes;
+	if (!check_tables(read_tables, read_oids, lengthof(read_oids)) ||
+		!check_tables(sequences, sequence_oids, lengthof(sequence_oids)) ||
+		!check_tables(write_tables, write_oids, lengthof(write_oids)))
+		return OUTBOX_SESSION_GONE;
+	checked_changes = seen;
 	return OUTBOX_SESSION_OPEN;
 }
 
@@ -125,13 +195,7 @@ outbox_session_begin(bool writes)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	result = lock_tables(read_tables, read_oids, lengthof(read_oids), AccessShareLock);
-	if (result == OUTBOX_SESSION_OPEN)
-		result = lock_tables(sequences, sequence_oids, lengthof(sequence_oids),
-							 RowExclusiveLock);
-	if (result == OUTBOX_SESSION_OPEN)
-		result = lock_tables(write_tables, write_oids, lengthof(write_oids),
-							 writes ? RowExclusiveLock : AccessShareLock);
+	result = take_tables(writes);
 	if (result != OUTBOX_SESSION_OPEN)
 	{
 		CommitTransactionCommand();

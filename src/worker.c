@@ -323,7 +323,8 @@ read_control(void)
 static void
 poll_control(void)
 {
-	if (worker->now < worker->next_poll &&
+	/* Half an interval is early, but a turn that is made anyway spares one of its own. */
+	if (worker->now < TimestampTzPlusMilliseconds(worker->next_poll, -outbox_poll_interval / 2) &&
 		worker->control_seen == pg_atomic_read_u32(&worker->slot->control_changed))
 		return;
 	/* If our tables are locked, ask again soon, not at the next poll. */
