@@ -8,10 +8,10 @@
  *		leaves in the order it was read, so what is recorded is always a
  *		prefix.
  *
- *		Delivery tags count from 1 on each channel. A tag leads to its entry by
- *		published[]. While the entry of the lowest tag in flight stays, the
- *		ring can move on by less than its size, so the tags in flight span less
- *		than twice that.
+ *		There is a channel for each connection. Delivery tags count from 1 on
+ *		each. A tag leads to its entry by published[]. While the entry of the
+ *		lowest tag in flight stays, the ring can move on by less than its size,
+ *		so the tags in flight span less than twice that.
  *
  *		Ordering keys: an entry is sent when it has one of the
  *		outbox.in_flight_per_key turns of its key; the others wait in a list of
@@ -27,6 +27,7 @@
 
 #include "utils/hsearch.h"
 #include "access/detoast.h"
+#include "common/hashfn.h"
 #include "utils/memutils.h"
 
 #include "batch.h"
@@ -55,8 +56,7 @@ outbox_batch_create(MemoryContext context)
 
 	batch->context = context;
 	batch->entries = MemoryContextAlloc(context, OUTBOX_BATCH_SIZE * sizeof(OutboxEntry));
-	batch->published = MemoryContextAlloc(context, PUBLISHED_SIZE * sizeof(uint64));
-	batch->next_tag = batch->lowest_tag = 1;
+	outbox_batch_set_channels(batch, 1);
 	batch->gated = OUTBOX_NO_ENTRY;
 	batch->first_ready = batch->last_ready = OUTBOX_NO_ENTRY;
 	batch->keys = hash_create("outbox ordering keys", 256, &keys,
@@ -64,6 +64,23 @@ outbox_batch_create(MemoryContext context)
 	batch->from_deferred = hash_create("outbox deferred in flight", 256, &ids,
 									   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	return batch;
+}
+
+void
+outbox_batch_set_channels(OutboxBatch *batch, int count)
+{
+	Assert(batch->in_flight == 0);
+	while (batch->channel_count > count)
+		pfree(batch->channels[--batch->channel_count].published);
+	while (batch->channel_count < count)
+	{
+		OutboxChannel *channel = &batch->channels[batch->channel_count];
+
+		memset(channel, 0, sizeof(*channel));
+		channel->number = batch->channel_count++;
+		channel->published = MemoryContextAlloc(batch->context, PUBLISHED_SIZE * sizeof(uint64));
+		channel->next_tag = channel->lowest_tag = 1;
+	}
 }
 
 static OutboxKey *
@@ -192,8 +209,28 @@ outbox_batch_take_ready(OutboxBatch *batch)
 	return take_from_list(batch, &batch->first_ready);
 }
 
+OutboxChannel *
+outbox_batch_channel_for(OutboxBatch *batch, uint64 index)
+{
+	OutboxKey  *key = outbox_batch_entry(batch, index)->key;
+	OutboxChannel *idlest = &batch->channels[0];
+
+	if (batch->channel_count == 1)
+		return idlest;
+	if (key)
+		return &batch->channels[hash_bytes((unsigned char *) key->key, strlen(key->key)) %
+								batch->channel_count];
+	for (int i = 1; i < batch->channel_count; i++)
+	{
+		if (batch->channels[i].in_flight < idlest->in_flight)
+			idlest = &batch->channels[i];
+	}
+	return idlest;
+}
+
 void
-outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, TimestampTz now)
+outbox_batch_sent(OutboxBatch *batch, OutboxChannel *channel, uint64 index, uint32 size,
+				  TimestampTz now)
 {
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 
@@ -201,22 +238,24 @@ outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, TimestampTz now
 	entry->returned = false;
 	entry->size = size;
 	entry->sent_at = now;
-	entry->sent_end = batch->sent_bytes += size;
-	entry->delivery_tag = batch->next_tag++;
-	batch->published[entry->delivery_tag % PUBLISHED_SIZE] = index;
+	entry->channel = channel->number;
+	entry->sent_end = channel->sent_bytes += size;
+	entry->delivery_tag = channel->next_tag++;
+	channel->published[entry->delivery_tag % PUBLISHED_SIZE] = index;
+	channel->in_flight++;
 	batch->in_flight++;
 	batch->in_flight_bytes += size;
 }
 
 uint64
-outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag)
+outbox_batch_in_flight(OutboxBatch *batch, const OutboxChannel *channel, uint64 delivery_tag)
 {
 	uint64		index;
 	OutboxEntry *entry;
 
-	if (delivery_tag < batch->lowest_tag || delivery_tag >= batch->next_tag)
+	if (delivery_tag < channel->lowest_tag || delivery_tag >= channel->next_tag)
 		return OUTBOX_NO_ENTRY;
-	index = batch->published[delivery_tag % PUBLISHED_SIZE];
+	index = channel->published[delivery_tag % PUBLISHED_SIZE];
 	if (index < batch->head)
 		return OUTBOX_NO_ENTRY;
 	entry = outbox_batch_entry(batch, index);
@@ -226,10 +265,10 @@ outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag)
 }
 
 uint64
-outbox_batch_oldest_in_flight(OutboxBatch *batch)
+outbox_batch_oldest_in_flight(OutboxBatch *batch, const OutboxChannel *channel)
 {
-	return batch->in_flight == 0 ? OUTBOX_NO_ENTRY :
-		outbox_batch_in_flight(batch, batch->lowest_tag);
+	return channel->in_flight == 0 ? OUTBOX_NO_ENTRY :
+		outbox_batch_in_flight(batch, channel, channel->lowest_tag);
 }
 
 /*
@@ -238,17 +277,18 @@ outbox_batch_oldest_in_flight(OutboxBatch *batch)
  * is suspected only if there is nothing before.
  */
 void
-outbox_batch_suspect(OutboxBatch *batch, TimestampTz sent_by, OutboxScope scope)
+outbox_batch_suspect(OutboxBatch *batch, const OutboxChannel *channel, TimestampTz sent_by,
+					 OutboxScope scope)
 {
-	uint64		end = batch->lowest_tag < batch->highest_answered ?
-		batch->highest_answered : batch->next_tag;
+	uint64		end = channel->lowest_tag < channel->highest_answered ?
+		channel->highest_answered : channel->next_tag;
 
-	for (uint64 tag = batch->lowest_tag; tag < end; tag++)
+	for (uint64 tag = channel->lowest_tag; tag < end; tag++)
 	{
-		uint64		index = outbox_batch_in_flight(batch, tag);
+		uint64		index = outbox_batch_in_flight(batch, channel, tag);
 
 		if (index != OUTBOX_NO_ENTRY &&
-			(outbox_batch_entry(batch, index)->sent_at <= sent_by || tag == batch->lowest_tag))
+			(outbox_batch_entry(batch, index)->sent_at <= sent_by || tag == channel->lowest_tag))
 			outbox_batch_entry(batch, index)->suspect = scope;
 	}
 }
@@ -297,19 +337,31 @@ hold_back_unsent(OutboxBatch *batch, uint64 refused)
 	}
 }
 
+/* It was in flight, and is answered. */
+static void
+take_off_channel(OutboxBatch *batch, const OutboxEntry *entry)
+{
+	OutboxChannel *channel = &batch->channels[entry->channel];
+
+	channel->highest_answered = Max(channel->highest_answered, entry->delivery_tag);
+	channel->in_flight--;
+	batch->in_flight--;
+	batch->in_flight_bytes -= entry->size;
+	while (channel->lowest_tag < channel->next_tag &&
+		   outbox_batch_in_flight(batch, channel, channel->lowest_tag) == OUTBOX_NO_ENTRY)
+		channel->lowest_tag++;
+}
+
 void
 outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, const char *error)
 {
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
+	bool		was_sent = entry->outcome == OUTBOX_SENT;
 
 	Assert(entry->outcome == OUTBOX_WAITING || entry->outcome == OUTBOX_SENT);
-	if (entry->outcome == OUTBOX_SENT)
-	{
-		batch->highest_answered = Max(batch->highest_answered, entry->delivery_tag);
-		batch->in_flight--;
-		batch->in_flight_bytes -= entry->size;
-	}
 	entry->outcome = outcome;
+	if (was_sent)
+		take_off_channel(batch, entry);
 	if (error && entry->error == NULL)
 		entry->error = MemoryContextStrdup(batch->context, error);
 	if (entry->key)
@@ -324,9 +376,6 @@ outbox_batch_settle(OutboxBatch *batch, uint64 index, OutboxOutcome outcome, con
 		if (entry->has_turn)
 			pass_on_turn(batch, entry);
 	}
-	while (batch->lowest_tag < batch->next_tag &&
-		   outbox_batch_in_flight(batch, batch->lowest_tag) == OUTBOX_NO_ENTRY)
-		batch->lowest_tag++;
 }
 
 void
@@ -354,39 +403,51 @@ outbox_batch_end_waiting(OutboxBatch *batch)
 	}
 }
 
+/*
+ * What is on its way on another channel stays so, and keeps its turn. All that waits
+ * asks for a turn once more, in the order of the batch.
+ */
 void
-outbox_batch_unsend(OutboxBatch *batch)
+outbox_batch_unsend(OutboxBatch *batch, OutboxChannel *channel)
 {
 	HASH_SEQ_STATUS keys;
 	OutboxKey  *key;
 
-	for (uint64 index = batch->head; index < batch->tail; index++)
-	{
-		OutboxEntry *entry = outbox_batch_entry(batch, index);
-
-		entry->has_turn = false;
-		if (entry->outcome != OUTBOX_SENT)
-			continue;
-		entry->outcome = OUTBOX_WAITING;
-		entry->returned = false;
-		if (entry->error)
-			pfree(entry->error);
-		entry->error = NULL;
-	}
 	hash_seq_init(&keys, batch->keys);
 	while ((key = hash_seq_search(&keys)) != NULL)
 	{
 		key->turns = key->waiting = 0;
 		key->first_waiting = OUTBOX_NO_ENTRY;
 	}
+	for (uint64 index = batch->head; index < batch->tail; index++)
+	{
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
+		bool		sent = entry->outcome == OUTBOX_SENT;
+
+		if (sent && entry->channel != channel->number)
+		{
+			if (entry->has_turn)
+				entry->key->turns++;
+			continue;
+		}
+		entry->has_turn = false;
+		if (!sent)
+			continue;
+		entry->outcome = OUTBOX_WAITING;
+		entry->returned = false;
+		if (entry->error)
+			pfree(entry->error);
+		entry->error = NULL;
+		batch->in_flight--;
+		batch->in_flight_bytes -= entry->size;
+	}
 	batch->waiting = 0;
 	batch->first_ready = OUTBOX_NO_ENTRY;
 	batch->resend = batch->head;
-	batch->in_flight = 0;
-	batch->in_flight_bytes = 0;
-	batch->sent_bytes = 0;
-	batch->highest_answered = 0;
-	batch->next_tag = batch->lowest_tag = 1;
+	channel->in_flight = 0;
+	channel->sent_bytes = 0;
+	channel->highest_answered = 0;
+	channel->next_tag = channel->lowest_tag = 1;
 }
 
 bool

@@ -8,6 +8,7 @@
 #define OUTBOX_BATCH_H
 
 #include "message.h"
+#include "settings.h"
 
 struct HTAB;
 struct OutboxWindow;
@@ -67,7 +68,7 @@ typedef struct OutboxEntry
 	struct OutboxWindow *window;	/* NULL: from deferred */
 	OutboxKey  *key;			/* NULL: none */
 	uint64		delivery_tag;	/* if sent, or if it was; 0: never */
-	uint64		sent_end;		/* if sent: batch's sent_bytes after it */
+	uint64		sent_end;		/* if sent: its channel's sent_bytes after it */
 	TimestampTz sent_at;		/* if sent: when it was encoded */
 	uint64		next_waiting;	/* entry index, OUTBOX_NO_ENTRY: none */
 	char	   *error;			/* the broker's words, palloc'd; NULL: none */
@@ -75,6 +76,7 @@ typedef struct OutboxEntry
 	int32		attempts;		/* before this one */
 	uint32		size;			/* bytes on the wire; before, of the payload */
 	int8		segment;
+	uint8		channel;		/* number of the one it is, or was, sent on */
 	uint8		outcome;		/* OutboxOutcome */
 	bool		returned;		/* basic.return came, its ack is still to come */
 	bool		has_turn;		/* holds one of the turns of its key */
@@ -82,6 +84,23 @@ typedef struct OutboxEntry
 	uint8		suspect;		/* OutboxScope: what it is to be looked at for */
 	uint8		unavailable;	/* OutboxScope: why, if OUTBOX_UNAVAILABLE */
 } OutboxEntry;
+
+/*
+ * What is on its way over one connection, and what its delivery tags mean.  The
+ * connection may open its channel anew; all that was in flight is then unsent.
+ */
+typedef struct OutboxChannel
+{
+	int			number;			/* its place in OutboxBatch.channels */
+	uint64	   *published;		/* entry index by delivery tag, a ring */
+	uint64		next_tag;
+	uint64		lowest_tag;		/* all below are settled */
+	uint64		highest_answered;	/* delivery tag; all above are in flight */
+	int			in_flight;
+	uint64		sent_bytes;		/* those still in the output included */
+	bool		find_culprit;	/* `refusal` may name the exchange of one sent on it */
+	char		refusal[512];	/* why it was last closed */
+} OutboxChannel;
 
 /*
  * A ring of everything that was read and is not yet recorded, in the order it
@@ -98,24 +117,23 @@ typedef struct OutboxBatch
 	uint64		resend;			/* entries from here on may have to be sent (again) */
 	uint64		gated;			/* entries from here on wait for the durability gate */
 	uint64		careful_until;	/* while an entry below is unsettled: one at a time */
-	bool		find_culprit;	/* `refusal` may name the exchange of one of them */
-	char		refusal[512];	/* why the channel was last closed */
 	int64		suspect_id;		/* oldest unsettled when a connection was closed on us */
 	uint64		first_ready;	/* entries whose turn has come in their key */
 	uint64		last_ready;
-	uint64	   *published;		/* entry index by delivery tag, a ring as well */
-	uint64		next_tag;
-	uint64		lowest_tag;		/* all below are settled */
-	uint64		highest_answered;	/* delivery tag; all above are in flight */
-	int			in_flight;
+	OutboxChannel channels[OUTBOX_CONNECTIONS_MAX];
+	int			channel_count;
+	int			in_flight;		/* on all channels, as are the bytes */
 	Size		in_flight_bytes;
-	uint64		sent_bytes;		/* on this channel, those still in the output included */
 	int			waiting;		/* for a turn in their key */
 	struct HTAB *keys;
 	struct HTAB *from_deferred;	/* ids of deferred that must not be picked now */
 } OutboxBatch;
 
+/* With one channel. */
 extern OutboxBatch *outbox_batch_create(MemoryContext context);
+
+/* While nothing is in flight: have so many channels. */
+extern void outbox_batch_set_channels(OutboxBatch *batch, int count);
 
 static inline OutboxEntry *
 outbox_batch_entry(OutboxBatch *batch, uint64 index)
@@ -133,8 +151,15 @@ extern uint64 outbox_batch_append(OutboxBatch *batch, const OutboxMessage *messa
  */
 extern bool outbox_batch_take_turn(OutboxBatch *batch, uint64 index);
 
-/* It is on its way under the next delivery tag. */
-extern void outbox_batch_sent(OutboxBatch *batch, uint64 index, uint32 size, TimestampTz now);
+/*
+ * The channel that it is to be sent on: always the same for an ordering key; without
+ * one, whichever has the fewest in flight.
+ */
+extern OutboxChannel *outbox_batch_channel_for(OutboxBatch *batch, uint64 index);
+
+/* It is on its way, under the next delivery tag of the channel. */
+extern void outbox_batch_sent(OutboxBatch *batch, OutboxChannel *channel, uint64 index,
+							  uint32 size, TimestampTz now);
 
 /* Its fate is known.  `error` is copied, NULL if there is none. */
 extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
@@ -146,24 +171,26 @@ extern void outbox_batch_settle(OutboxBatch *batch, uint64 index,
  */
 extern void outbox_batch_end_waiting(OutboxBatch *batch);
 
-/* All that is sent and not settled must be sent again, on a new channel. */
-extern void outbox_batch_unsend(OutboxBatch *batch);
+/* A channel is gone: all that is sent on it and not settled must be sent again. */
+extern void outbox_batch_unsend(OutboxBatch *batch, OutboxChannel *channel);
 
 /* Its destination does not work, as far as `scope` says. */
 extern void outbox_batch_settle_unavailable(OutboxBatch *batch, uint64 index,
 											OutboxScope scope, const char *error);
 
 /* The entry under a delivery tag, OUTBOX_NO_ENTRY if it is not in flight. */
-extern uint64 outbox_batch_in_flight(OutboxBatch *batch, uint64 delivery_tag);
+extern uint64 outbox_batch_in_flight(OutboxBatch *batch, const OutboxChannel *channel,
+									 uint64 delivery_tag);
 
 /* The one that has been in flight for longest, OUTBOX_NO_ENTRY if none is. */
-extern uint64 outbox_batch_oldest_in_flight(OutboxBatch *batch);
+extern uint64 outbox_batch_oldest_in_flight(OutboxBatch *batch, const OutboxChannel *channel);
 
 /*
  * The oldest in flight is not answered: those that may be the reason, sent by
  * then, are to be looked at for `scope`.
  */
-extern void outbox_batch_suspect(OutboxBatch *batch, TimestampTz sent_by, OutboxScope scope);
+extern void outbox_batch_suspect(OutboxBatch *batch, const OutboxChannel *channel,
+								 TimestampTz sent_by, OutboxScope scope);
 
 /* Take the next entry whose turn has come; OUTBOX_NO_ENTRY: none. */
 extern uint64 outbox_batch_take_ready(OutboxBatch *batch);

@@ -12,7 +12,7 @@
  *		all that came behind it and answered for none, so the culprit cannot be
  *		told from the innocent. They are sent again one at a time
  *		(careful_until) until the channel closes on a message that is alone in
- *		flight. If the broker's words blame an exchange, publish.c first looks
+ *		flight on it. What is on its way on other channels is not concerned. If the broker's words blame an exchange, publish.c first looks
  *		for it among them (find_culprit), and then all goes on at full speed but
  *		for that exchange (breaker.c).
  *
@@ -77,27 +77,28 @@ settle_answered(OutboxBatch *batch, uint64 index, bool ack, OutboxTally *tally)
 }
 
 static const char *
-apply_answer(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *tally)
+apply_answer(OutboxBatch *batch, const OutboxChannel *channel, const OutboxBrokerEvent *event,
+			 OutboxTally *tally)
 {
 	bool		ack = event->type == OUTBOX_EVENT_ACK;
 	uint64		last = event->delivery_tag;
 	uint64		index;
 
 	if (event->multiple && last == 0)
-		last = batch->next_tag - 1; /* "all so far" */
-	if (last >= batch->next_tag)
+		last = channel->next_tag - 1;	/* "all so far" */
+	if (last >= channel->next_tag)
 		return "it confirmed a message that was never sent to it";
 	if (!event->multiple)
 	{
-		index = outbox_batch_in_flight(batch, last);
+		index = outbox_batch_in_flight(batch, channel, last);
 		if (index == OUTBOX_NO_ENTRY)
 			return "it confirmed a message twice";
 		settle_answered(batch, index, ack, tally);
 		return NULL;
 	}
-	for (uint64 tag = batch->lowest_tag; tag <= last; tag++)
+	for (uint64 tag = channel->lowest_tag; tag <= last; tag++)
 	{
-		index = outbox_batch_in_flight(batch, tag);
+		index = outbox_batch_in_flight(batch, channel, tag);
 		if (index != OUTBOX_NO_ENTRY)
 			settle_answered(batch, index, ack, tally);
 	}
@@ -115,11 +116,11 @@ outbox_confirm_return_text(MemoryContext context, const OutboxBrokerEvent *event
 }
 
 static const char *
-apply_return(OutboxBatch *batch, const OutboxBrokerEvent *event)
+apply_return(OutboxBatch *batch, const OutboxChannel *channel, const OutboxBrokerEvent *event)
 {
-	for (uint64 tag = batch->lowest_tag; tag < batch->next_tag; tag++)
+	for (uint64 tag = channel->lowest_tag; tag < channel->next_tag; tag++)
 	{
-		uint64		index = outbox_batch_in_flight(batch, tag);
+		uint64		index = outbox_batch_in_flight(batch, channel, tag);
 		OutboxEntry *entry;
 
 		if (index == OUTBOX_NO_ENTRY)
@@ -144,20 +145,20 @@ outbox_confirm_blames_exchange(uint16 code, const char *text)
 
 /* The broker ended the channel, or the connection, because of something we sent. */
 static void
-apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
+apply_refusal(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEvent *event)
 {
-	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+	uint64		oldest = outbox_batch_oldest_in_flight(batch, channel);
 	bool		exchange = event->type == OUTBOX_EVENT_CHANNEL_CLOSED &&
 		outbox_confirm_blames_exchange(event->code, event->text);
 
 	if (oldest == OUTBOX_NO_ENTRY)
 		return;
-	strlcpy(batch->refusal, event->text, sizeof(batch->refusal));
+	strlcpy(channel->refusal, event->text, sizeof(channel->refusal));
 	/* One of which nothing has been sent is not to blame. */
-	if (batch->in_flight > 1 || event->unsent >= outbox_batch_entry(batch, oldest)->size)
+	if (channel->in_flight > 1 || event->unsent >= outbox_batch_entry(batch, oldest)->size)
 	{
 		batch->careful_until = batch->tail;
-		batch->find_culprit = exchange;
+		channel->find_culprit = exchange;
 	}
 	else if (exchange)
 		outbox_batch_entry(batch, oldest)->suspect = OUTBOX_SCOPE_EXCHANGE;
@@ -170,35 +171,36 @@ apply_refusal(OutboxBatch *batch, const OutboxBrokerEvent *event)
  * happens twice in a row with the same one in front, look for it.
  */
 static void
-apply_loss(OutboxBatch *batch, const OutboxBrokerEvent *event)
+apply_loss(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEvent *event)
 {
-	uint64		oldest = outbox_batch_oldest_in_flight(batch);
+	uint64		oldest = outbox_batch_oldest_in_flight(batch, channel);
 	int64		suspect = oldest == OUTBOX_NO_ENTRY ? 0 : outbox_batch_entry(batch, oldest)->id;
 
 	if (event->code == 0 || event->code == OUTBOX_CONNECTION_FORCED || suspect == 0)
 		return;
 	if (suspect == batch->suspect_id)
-		apply_refusal(batch, event);
+		apply_refusal(batch, channel, event);
 	batch->suspect_id = suspect;
 }
 
 const char *
-outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event, OutboxTally *tally)
+outbox_confirm_apply(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEvent *event,
+					 OutboxTally *tally)
 {
 	switch (event->type)
 	{
 		case OUTBOX_EVENT_ACK:
 		case OUTBOX_EVENT_NACK:
-			return apply_answer(batch, event, tally);
+			return apply_answer(batch, channel, event, tally);
 		case OUTBOX_EVENT_RETURN:
-			return apply_return(batch, event);
+			return apply_return(batch, channel, event);
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
-			apply_refusal(batch, event);
-			outbox_batch_unsend(batch);
+			apply_refusal(batch, channel, event);
+			outbox_batch_unsend(batch, channel);
 			return NULL;
 		case OUTBOX_EVENT_LOST:
-			apply_loss(batch, event);
-			outbox_batch_unsend(batch);
+			apply_loss(batch, channel, event);
+			outbox_batch_unsend(batch, channel);
 			return NULL;
 		case OUTBOX_EVENT_READY:
 		case OUTBOX_EVENT_BLOCKED:

@@ -23,11 +23,11 @@ typedef struct OutboxTally
 extern bool outbox_confirm_next_event(OutboxBroker *broker, OutboxBrokerEvent *event);
 
 /*
- * Apply one event to the batch. Returns NULL, or, if the event makes no sense,
- * why: the connection is then to be ended.
+ * Apply one event of a channel, or of its connection, to the batch. Returns NULL,
+ * or, if the event makes no sense, why: the connection is then to be ended.
  */
-extern const char *outbox_confirm_apply(OutboxBatch *batch, const OutboxBrokerEvent *event,
-										OutboxTally *tally);
+extern const char *outbox_confirm_apply(OutboxBatch *batch, OutboxChannel *channel,
+										const OutboxBrokerEvent *event, OutboxTally *tally);
 
 /* Code of AMQP: the broker is shut down, or an operator closed us. */
 #define OUTBOX_CONNECTION_FORCED 320

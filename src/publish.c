@@ -106,10 +106,11 @@ outbox_publish_encode(OutboxBroker *broker, MemoryContext scratch,
 static void
 encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
 {
+	OutboxChannel *channel = outbox_batch_channel_for(publisher->batch, index);
 	uint32		size;
 
 	if (outbox_publish_encode(publisher->broker, publisher->scratch, message, &size))
-		outbox_batch_sent(publisher->batch, index, size, publisher->now);
+		outbox_batch_sent(publisher->batch, channel, index, size, publisher->now);
 	else
 		outbox_batch_settle(publisher->batch, index, OUTBOX_UNSENDABLE, OUTBOX_UNSENDABLE_TEXT);
 	OUTBOX_FAULTPOINT("message-encoded");
@@ -120,7 +121,8 @@ encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
  * are too many; then it is to be tried again by itself, like one that was nacked.
  */
 static OutboxBreaker *
-open_breaker(OutboxPublisher *publisher, const OutboxMessage *message, OutboxScope scope)
+open_breaker(OutboxPublisher *publisher, const OutboxMessage *message, OutboxScope scope,
+			 const char *why)
 {
 	OutboxDestination destination = outbox_destination_of(message, scope);
 	bool		refused = scope == OUTBOX_SCOPE_EXCHANGE;
@@ -128,7 +130,7 @@ open_breaker(OutboxPublisher *publisher, const OutboxMessage *message, OutboxSco
 												 publisher->now);
 
 	if (breaker && refused)
-		outbox_report_unavailable(breaker, publisher->batch->refusal);
+		outbox_report_unavailable(breaker, why);
 	return breaker;
 }
 
@@ -142,20 +144,20 @@ destination_works(OutboxPublisher *publisher, uint64 index, const OutboxMessage 
 	OutboxBatch *batch = publisher->batch;
 	OutboxEntry *entry = outbox_batch_entry(batch, index);
 	OutboxScope suspect = entry->suspect;
+	const char *refusal = suspect ? batch->channels[entry->channel].refusal : NULL;
 	OutboxBreaker *breaker;
 
 	entry->suspect = OUTBOX_SCOPE_NONE;
 	breaker = suspect == OUTBOX_SCOPE_NONE ?
 		outbox_breaker_find(publisher->breakers, message, entry->segment == OUTBOX_DEFERRED) :
-		open_breaker(publisher, message, suspect);
+		open_breaker(publisher, message, suspect, refusal);
 	if (breaker)
 	{
 		breaker->last_set_aside = Max(breaker->last_set_aside, index + 1);
-		outbox_batch_settle_unavailable(batch, index, breaker->destination.scope,
-										suspect ? batch->refusal : NULL);
+		outbox_batch_settle_unavailable(batch, index, breaker->destination.scope, refusal);
 	}
 	else if (suspect)
-		outbox_batch_settle(batch, index, OUTBOX_NACKED, batch->refusal);
+		outbox_batch_settle(batch, index, OUTBOX_NACKED, refusal);
 	return entry->outcome == OUTBOX_WAITING;
 }
 
@@ -173,27 +175,28 @@ names_exchange(const char *words, OutboxBytes exchange)
 }
 
 /*
- * The channel was closed because of an exchange, with many in flight. If the
- * broker named it, there is no need to find the culprit one by one: a guess
- * that is wrong does no harm (breaker.c).
+ * A channel was closed because of an exchange, with many in flight. If the broker
+ * named it, there is no need to find the culprit one by one: a guess that is wrong
+ * does no harm (breaker.c).
  */
 static void
-find_culprit(OutboxPublisher *publisher)
+find_culprit(OutboxPublisher *publisher, OutboxChannel *channel)
 {
 	OutboxBatch *batch = publisher->batch;
 
-	batch->find_culprit = false;
+	channel->find_culprit = false;
 	for (uint64 index = batch->head; index < batch->tail; index++)
 	{
 		OutboxEntry *entry = outbox_batch_entry(batch, index);
 		OutboxMessage message;
 		OutboxFetch *fetch;
 
-		/* Those that had been sent have a tag still. */
+		/* Those that had been sent have a tag still, and know the channel. */
 		if (entry->outcome != OUTBOX_WAITING || entry->delivery_tag == 0 ||
+			entry->channel != channel->number ||
 			(fetch = outbox_message_fetch(entry->segment, entry->id, &message)) == NULL)
 			continue;
-		if (names_exchange(batch->refusal, outbox_utf8(message.exchange)))
+		if (names_exchange(channel->refusal, outbox_utf8(message.exchange)))
 		{
 			entry->suspect = OUTBOX_SCOPE_EXCHANGE;
 			batch->careful_until = batch->head;
@@ -256,8 +259,11 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 	int			rows = 0;
 	uint64		index;
 
-	if (batch->find_culprit)
-		find_culprit(publisher);
+	for (int i = 0; i < batch->channel_count; i++)
+	{
+		if (batch->channels[i].find_culprit)
+			find_culprit(publisher, &batch->channels[i]);
+	}
 	while (may_send_one_more(batch) && rows++ < MAX_ROWS_PER_SESSION &&
 		   (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{

@@ -12,6 +12,8 @@ typedef enum OutboxDurability
 	OUTBOX_DURABILITY_STANDBYS	/* and by the synchronous standbys, if any */
 } OutboxDurability;
 
+#define OUTBOX_CONNECTIONS_MAX 8	/* as many as a worker may publish over */
+
 extern char *outbox_uri;				/* amqp://user@host:port/vhost[, ...] */
 extern char *outbox_passfile;			/* path, "" = none */
 extern char *outbox_headers;			/* jsonb text, "" = none; any user may SET it */

@@ -24,10 +24,10 @@
 
 /* The message that has been in flight for longest, NULL if no answer is owed. */
 static OutboxEntry *
-oldest_unanswered(OutboxBatch *batch, OutboxBroker *broker)
+oldest_unanswered(OutboxBatch *batch, const OutboxChannel *channel, OutboxBroker *broker)
 {
 	OutboxBuffer *output = outbox_broker_output(broker);
-	uint64		index = outbox_batch_oldest_in_flight(batch);
+	uint64		index = outbox_batch_oldest_in_flight(batch, channel);
 	OutboxEntry *oldest;
 
 	if (index == OUTBOX_NO_ENTRY || outbox_broker_blocked(broker) ||
@@ -35,24 +35,26 @@ oldest_unanswered(OutboxBatch *batch, OutboxBroker *broker)
 		return NULL;
 	oldest = outbox_batch_entry(batch, index);
 	/* It may be waiting for the durability gate. */
-	return oldest->sent_end > batch->sent_bytes - (output->end - output->sendable) ? NULL : oldest;
+	return oldest->sent_end > channel->sent_bytes - (output->end - output->sendable) ? NULL : oldest;
 }
 
 TimestampTz
-outbox_stall_deadline(const OutboxStall *stall, OutboxBatch *batch, OutboxBroker *broker)
+outbox_stall_deadline(const OutboxStall *stall, OutboxBatch *batch, const OutboxChannel *channel,
+					  OutboxBroker *broker)
 {
-	OutboxEntry *oldest = oldest_unanswered(batch, broker);
+	OutboxEntry *oldest = oldest_unanswered(batch, channel, broker);
 
 	return oldest == NULL ? DT_NOEND :
 		TimestampTzPlusMilliseconds(Max(oldest->sent_at, stall->since), outbox_confirm_timeout);
 }
 
 void
-outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxBroker *broker, TimestampTz now)
+outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channel,
+				   OutboxBroker *broker, TimestampTz now)
 {
 	OutboxBuffer *output = outbox_broker_output(broker);
 	size_t		unsent = output->end - output->start;
-	OutboxEntry *oldest = oldest_unanswered(batch, broker);
+	OutboxEntry *oldest = oldest_unanswered(batch, channel, broker);
 	int			seconds;
 	char		why[128];
 
@@ -62,22 +64,23 @@ outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxBroker *broker,
 	 * has its time from now on, not from when we last looked.
 	 */
 	if (oldest == NULL || !stall->owed ||
-		(oldest->sent_end > batch->sent_bytes - unsent && unsent != stall->unsent) ||
-		(batch->lowest_tag != stall->oldest_tag && batch->highest_answered < batch->lowest_tag))
+		(oldest->sent_end > channel->sent_bytes - unsent && unsent != stall->unsent) ||
+		(channel->lowest_tag != stall->oldest_tag &&
+		 channel->highest_answered < channel->lowest_tag))
 		stall->since = now;
 	stall->owed = oldest != NULL;
 	stall->unsent = unsent;
-	stall->oldest_tag = batch->lowest_tag;
-	if (outbox_stall_deadline(stall, batch, broker) > now)
+	stall->oldest_tag = channel->lowest_tag;
+	if (outbox_stall_deadline(stall, batch, channel, broker) > now)
 		return;
 	seconds = (now - oldest->sent_at) / USECS_PER_SEC;
 	/* Several queues may be to blame: find those that are nearly due as well. */
-	outbox_batch_suspect(batch, TimestampTzPlusMilliseconds(now,
-															-outbox_confirm_timeout / 2),
+	outbox_batch_suspect(batch, channel,
+						 TimestampTzPlusMilliseconds(now, -outbox_confirm_timeout / 2),
 						 OUTBOX_SCOPE_ROUTE);
-	snprintf(batch->refusal, sizeof(batch->refusal),
+	snprintf(channel->refusal, sizeof(channel->refusal),
 			 "not confirmed by RabbitMQ within %d s", seconds);
 	snprintf(why, sizeof(why), "the oldest of %d messages in flight has not been confirmed for %d s",
-			 batch->in_flight, seconds);
+			 channel->in_flight, seconds);
 	outbox_broker_fail(broker, why);
 }

@@ -1,6 +1,7 @@
 /*
  * stall.h
- *		Notices that the broker does not answer for a message.
+ *		Notices that the broker does not answer for a message: one watch for each
+ *		connection, and its channel.
  */
 #ifndef OUTBOX_STALL_H
 #define OUTBOX_STALL_H
@@ -18,13 +19,13 @@ typedef struct OutboxStall
 
 /* When an answer is overdue, DT_NOEND if none is owed. */
 extern TimestampTz outbox_stall_deadline(const OutboxStall *stall, OutboxBatch *batch,
-										 OutboxBroker *broker);
+										 const OutboxChannel *channel, OutboxBroker *broker);
 
 /*
  * If an answer is overdue, mark the messages that may be the reason
  * (OutboxEntry.suspect) and end the connection.
  */
-extern void outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxBroker *broker,
-							   TimestampTz now);
+extern void outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channel,
+							   OutboxBroker *broker, TimestampTz now);
 
 #endif							/* OUTBOX_STALL_H */

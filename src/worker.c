@@ -136,12 +136,14 @@ take_events(void)
 
 		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK)
 			outbox_report_event(worker->slot, &event, publisher->broker);
-		nonsense = outbox_confirm_apply(publisher->batch, &event, &tally);
+		nonsense = outbox_confirm_apply(publisher->batch, &publisher->batch->channels[0], &event,
+										&tally);
 		if (nonsense)
 			outbox_broker_fail(publisher->broker, nonsense);
 	}
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
-	outbox_stall_watch(&worker->stall, publisher->batch, publisher->broker, worker->now);
+	outbox_stall_watch(&worker->stall, publisher->batch, &publisher->batch->channels[0],
+					   publisher->broker, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -354,7 +356,7 @@ configure(void)
 	else
 	{
 		outbox_broker_close(broker);
-		outbox_batch_unsend(worker->publisher.batch);
+		outbox_batch_unsend(worker->publisher.batch, &worker->publisher.batch->channels[0]);
 	}
 }
 
@@ -425,6 +427,7 @@ next_deadline(void)
 	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
 	NO_LATER_THAN(outbox_probe_deadline(worker->probe));
 	NO_LATER_THAN(outbox_stall_deadline(&worker->stall, worker->publisher.batch,
+										 &worker->publisher.batch->channels[0],
 										 worker->publisher.broker));
 	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		NO_LATER_THAN(worker->next_gate);

@@ -99,6 +99,7 @@ static bool verbose;
 static MemoryContext context;
 static OutboxBroker *broker;
 static OutboxBatch *batch;
+static OutboxChannel *channel;	/* the only one */
 static TimestampTz now;
 static Message messages[MAX_MESSAGES + 1];
 static int	message_count;
@@ -240,7 +241,7 @@ take_events(void)
 	{
 		effects++;
 		judge_event(&event);
-		nonsense = outbox_confirm_apply(batch, &event, &tally);
+		nonsense = outbox_confirm_apply(batch, channel, &event, &tally);
 		if (event.type == OUTBOX_EVENT_ACK)
 			note_lies();
 		if (nonsense != NULL)
@@ -253,7 +254,7 @@ take_events(void)
 			batch->gated = OUTBOX_NO_ENTRY;
 		}
 	}
-	outbox_stall_watch(&stall, batch, broker, now);
+	outbox_stall_watch(&stall, batch, channel, broker, now);
 }
 
 static bool
@@ -279,7 +280,7 @@ destination_works(uint64 index)
 	entry->suspect = OUTBOX_SCOPE_NONE;
 	if (suspect == OUTBOX_SCOPE_NONE)
 		return true;
-	outbox_batch_settle_unavailable(batch, index, suspect, batch->refusal);
+	outbox_batch_settle_unavailable(batch, index, suspect, channel->refusal);
 	effects++;
 	return false;
 }
@@ -312,7 +313,7 @@ encode(uint64 index)
 								 true, &properties, body, size))
 		conversation_failed("a small header does not fit");
 	pfree(body);
-	outbox_batch_sent(batch, index, output->end - output->start - before, now);
+	outbox_batch_sent(batch, channel, index, output->end - output->start - before, now);
 	messages[entry->id].attempts++;
 	effects++;
 }
@@ -350,7 +351,7 @@ publish_unsent(void)
 {
 	uint64		index;
 
-	batch->find_culprit = false;	/* the words of the peers name nobody's exchange */
+	channel->find_culprit = false;	/* the words of the peers name nobody's exchange */
 	while (may_publish() && (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
 		if (outbox_batch_entry(batch, index)->key->refused > 0)
@@ -439,7 +440,7 @@ change_settings(void)
 	{
 		/* disabled and enabled again: no event tells of it */
 		outbox_broker_close(broker);
-		outbox_batch_unsend(batch);
+		outbox_batch_unsend(batch, channel);
 		batch->gated = OUTBOX_NO_ENTRY;
 		gate_opens = DT_NOEND;
 		ready = false;
@@ -486,6 +487,7 @@ begin(void)
 	memset(&stall, 0, sizeof(stall));
 	context = AllocSetContextCreate(TopMemoryContext, "conversation", ALLOCSET_DEFAULT_SIZES);
 	batch = outbox_batch_create(context);
+	channel = &batch->channels[0];
 	broker = outbox_broker_create(context, "outbox/fuzz");
 	peer_init(&dice, message_count, (int) random_from(&dice, 1, 3));
 	change_settings();
@@ -521,7 +523,7 @@ let_time_pass(void)
 {
 	TimestampTz deadline = Min(outbox_broker_deadline(broker), peer_deadline());
 
-	deadline = Min(deadline, outbox_stall_deadline(&stall, batch, broker));
+	deadline = Min(deadline, outbox_stall_deadline(&stall, batch, channel, broker));
 	deadline = Min(deadline, gate_opens);
 	if (deadline <= now || socket_is_ready())
 		return;

@@ -128,7 +128,7 @@ take_events(void)
 			ready = true;
 		if (event.type == OUTBOX_EVENT_LOST || event.type == OUTBOX_EVENT_CHANNEL_CLOSED)
 			ready = false;
-		nonsense = outbox_confirm_apply(batch, &event, &tally);
+		nonsense = outbox_confirm_apply(batch, &batch->channels[0], &event, &tally);
 		if (nonsense != NULL)
 			outbox_broker_fail(broker, nonsense);
 	}
@@ -161,7 +161,7 @@ fill_batch(void)
 		message.payload = PointerGetDatum(&payload);
 		index = outbox_batch_append(batch, &message, NULL);
 		(void) outbox_batch_take_turn(batch, index);
-		outbox_batch_sent(batch, index, 100, BEGINNING);
+		outbox_batch_sent(batch, &batch->channels[0], index, 100, BEGINNING);
 	}
 }
 
@@ -169,7 +169,7 @@ fill_batch(void)
 static void
 empty_batch(void)
 {
-	outbox_batch_unsend(batch);
+	outbox_batch_unsend(batch, &batch->channels[0]);
 	while (batch->head < batch->tail)
 	{
 		if (outbox_batch_entry(batch, batch->head)->outcome == OUTBOX_WAITING)

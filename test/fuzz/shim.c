@@ -363,6 +363,17 @@ bucket_of(const HTAB *table, const void *key)
 	return hash % BUCKETS;
 }
 
+/* For a batch with several channels, which there is none of here. */
+uint32
+hash_bytes(const unsigned char *key, int len)
+{
+	uint32		hash = 2166136261u;
+
+	for (int i = 0; i < len; i++)
+		hash = (hash ^ key[i]) * 16777619u;
+	return hash;
+}
+
 void *
 hash_search(HTAB *table, const void *key, HASHACTION action, bool *found)
 {
