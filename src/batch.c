@@ -8,10 +8,10 @@
  *		leaves in the order it was read, so what is recorded is always a
  *		prefix.
  *
- *		There is a channel for each connection. Delivery tags count from 1 on
- *		each. A tag leads to its entry by published[]. While the entry of the
- *		lowest tag in flight stays, the ring can move on by less than its size,
- *		so the tags in flight span less than twice that.
+ *		There is a channel for each connection (connections.c). Delivery tags
+ *		count from 1 on each. A tag leads to its entry by published[]. While
+ *		the entry of the lowest tag in flight stays, the ring can move on by
+ *		less than its size, so the tags in flight span less than twice that.
  *
  *		Ordering keys: an entry is sent when it has one of the
  *		outbox.in_flight_per_key turns of its key; the others wait in a list of

@@ -175,6 +175,13 @@ outbox_broker_fail(OutboxBroker *broker, const char *why)
 					  broker->endpoint, why);
 }
 
+void
+outbox_broker_end_like(OutboxBroker *broker, const OutboxBroker *other)
+{
+	if (broker->state >= OUTBOX_BROKER_RESOLVING)
+		outbox_broker_end(broker, other->loss, 0, "%s", other->lost.text);
+}
+
 /* Forget the connection, not the settings nor the history of failures. */
 static void
 forget_connection(OutboxBroker *broker)
@@ -348,4 +355,13 @@ outbox_broker_close(OutboxBroker *broker)
 	forget_connection(broker);
 	broker->have_event = false;
 	broker->state = OUTBOX_BROKER_IDLE;
+}
+
+void
+outbox_broker_destroy(OutboxBroker *broker)
+{
+	outbox_broker_close(broker);
+	/* They may hold passwords. */
+	outbox_uri_free(broker->uris, broker->uri_count);
+	MemoryContextDelete(broker->context);
 }

@@ -106,9 +106,16 @@ extern uint32 outbox_broker_generation(const OutboxBroker *broker);
  * never sent, no ack at all): end it; LOST follows.  `why` is copied. */
 extern void outbox_broker_fail(OutboxBroker *broker, const char *why);
 
+/* End it because `other` has been LOST: its LOST follows with the same words, once
+ * what had arrived is taken.  Nothing that was sent here was to blame. */
+extern void outbox_broker_end_like(OutboxBroker *broker, const OutboxBroker *other);
+
 /* Close the socket at once, waiting for nothing.  Safe at any time, also at exit.
  * No event tells of it, those not yet taken are dropped, and the state is IDLE
  * until outbox_broker_configure() is called again. */
 extern void outbox_broker_close(OutboxBroker *broker);
+
+/* The same, and all of its memory is given back. */
+extern void outbox_broker_destroy(OutboxBroker *broker);
 
 #endif							/* OUTBOX_BROKER_H */

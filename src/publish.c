@@ -16,7 +16,8 @@
  *		connection was lost, or waiting for its turn in its ordering key) goes
  *		before anything new is read.
  *
- *		On entry: a session is open, the broker is ready, the gate is not shut.
+ *		On entry: a session is open, all connections are ready, the gate is not
+ *		shut.
  *		Must never wait.
  */
 #include "pgcompat.h"
@@ -107,9 +108,10 @@ static void
 encode(OutboxPublisher *publisher, uint64 index, const OutboxMessage *message)
 {
 	OutboxChannel *channel = outbox_batch_channel_for(publisher->batch, index);
+	OutboxBroker *broker = publisher->connections->list[channel->number].broker;
 	uint32		size;
 
-	if (outbox_publish_encode(publisher->broker, publisher->scratch, message, &size))
+	if (outbox_publish_encode(broker, publisher->scratch, message, &size))
 		outbox_batch_sent(publisher->batch, channel, index, size, publisher->now);
 	else
 		outbox_batch_settle(publisher->batch, index, OUTBOX_UNSENDABLE, OUTBOX_UNSENDABLE_TEXT);
@@ -428,14 +430,18 @@ outbox_publish_fill(OutboxPublisher *publisher)
 bool
 outbox_publish_gate_open(OutboxPublisher *publisher)
 {
-	OutboxBuffer *output;
+	OutboxConnections *connections = publisher->connections;
 
 	if (publisher->batch->gated == OUTBOX_NO_ENTRY)
 		return true;
 	if (!outbox_gate_is_open(&publisher->gate))
 		return false;
-	output = outbox_broker_output(publisher->broker);
-	output->sendable = output->end;
+	for (int i = 0; i < connections->count; i++)
+	{
+		OutboxBuffer *output = outbox_broker_output(connections->list[i].broker);
+
+		output->sendable = output->end;
+	}
 	publisher->batch->gated = OUTBOX_NO_ENTRY;
 	OUTBOX_FAULTPOINT("gate-open");
 	return true;

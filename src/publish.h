@@ -8,6 +8,7 @@
 #include "batch.h"
 #include "breaker.h"
 #include "broker.h"
+#include "connections.h"
 #include "cursor.h"
 #include "durable.h"
 
@@ -15,7 +16,7 @@ typedef struct OutboxPublisher
 {
 	OutboxBatch *batch;
 	OutboxCursor *cursor;
-	OutboxBroker *broker;
+	OutboxConnections *connections;
 	OutboxGate	gate;
 	OutboxBreakers *breakers;
 	MemoryContext scratch;		/* one message at a time; reset after each */

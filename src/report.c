@@ -120,19 +120,19 @@ show_activity(OutboxSlot *slot)
 }
 
 static void
-show_broker(OutboxSlot *slot, const OutboxBroker *broker)
+show_broker(OutboxSlot *slot, const OutboxConnections *connections)
 {
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	strlcpy(slot->broker, outbox_broker_name(broker), OUTBOX_BROKER_LEN);
-	slot->connected_since = outbox_broker_connected_since(broker);
+	strlcpy(slot->broker, outbox_connections_broker_name(connections), OUTBOX_BROKER_LEN);
+	slot->connected_since = outbox_connections_since(connections);
 	LWLockRelease(outbox_shared->lock);
 }
 
 static void
-log_connected(const OutboxBroker *broker)
+log_connected(const OutboxConnections *connections)
 {
 	ereport(LOG, (errmsg("outbox: connected to RabbitMQ at \"%s\"",
-						 outbox_broker_name(broker))));
+						 outbox_connections_broker_name(connections))));
 	in_doubt = false;
 	memset(&connection_troubles, 0, sizeof(connection_troubles));
 }
@@ -142,11 +142,11 @@ log_connected(const OutboxBroker *broker)
  * to answer, it has said something at all since it was made.
  */
 static bool
-has_proved_itself(OutboxSlot *slot, const OutboxBroker *broker)
+has_proved_itself(OutboxSlot *slot, const OutboxConnections *connections)
 {
 	return was_ready &&
 		(answered || (pg_atomic_read_u64(&slot->in_flight) == 0 &&
-					  outbox_broker_heard_from(broker)));
+					  outbox_connections_heard_from(connections)));
 }
 
 /*
@@ -154,15 +154,18 @@ has_proved_itself(OutboxSlot *slot, const OutboxBroker *broker)
  * shall not fill it, but one that stays gets there in the end.
  */
 static void
-log_blocked(const OutboxBroker *broker)
+log_blocked(const OutboxConnections *connections)
 {
 	TimestampTz now;
 
+	if (outbox_connections_state(connections) == OUTBOX_BROKER_READY &&
+		!outbox_connections_blocked(connections))
+		blocked_why[0] = '\0';
 	if (blocked_why[0] == '\0' && blocked_logged)
 	{
 		blocked_logged = false;
 		ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
-							 outbox_broker_name(broker))));
+							 outbox_connections_broker_name(connections))));
 	}
 	if (blocked_why[0] == '\0' || blocked_logged)
 		return;
@@ -188,13 +191,13 @@ forget_connection(void)
 
 void
 outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, int unavailable,
-					const OutboxBroker *broker)
+					const OutboxConnections *connections)
 {
-	bool		doubt_ends = in_doubt && has_proved_itself(slot, broker);
+	bool		doubt_ends = in_doubt && has_proved_itself(slot, connections);
 
 	if (doubt_ends)
-		log_connected(broker);
-	log_blocked(broker);
+		log_connected(connections);
+	log_blocked(connections);
 	if (state == shown_state && unavailable == shown_unavailable && !doubt_ends)
 		return;
 	shown_state = state;
@@ -209,28 +212,31 @@ outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, int unavailable,
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	slot->state = state;
 	LWLockRelease(outbox_shared->lock);
-	show_broker(slot, broker);
+	show_broker(slot, connections);
 	show_activity(slot);
 }
 
 void
-outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const OutboxBroker *broker)
+outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event,
+					const OutboxConnections *connections)
 {
 	switch (event->type)
 	{
 		case OUTBOX_EVENT_READY:
+			if (outbox_connections_state(connections) != OUTBOX_BROKER_READY)
+				break;
 			/* A channel that was reopened is no news. */
 			if (!was_ready)
 			{
 				answered = false;
 				if (!in_doubt)
-					log_connected(broker);
-				if (outbox_broker_connected_since(broker) != slot->connected_since &&
+					log_connected(connections);
+				if (outbox_connections_since(connections) != slot->connected_since &&
 					slot->last_error_at != 0)
 					pg_atomic_fetch_add_u64(&slot->reconnects, 1);
 			}
 			was_ready = true;
-			show_broker(slot, broker);
+			show_broker(slot, connections);
 			break;
 		case OUTBOX_EVENT_LOST:
 			if (was_ready || event->intended)
@@ -240,7 +246,7 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 			if (is_news(&connection_troubles, event->text))
 				ereport(LOG, (errmsg("outbox: %s", event->text),
 							  errdetail("Messages are kept and will be published once RabbitMQ can be reached.")));
-			show_broker(slot, broker);
+			show_broker(slot, connections);
 			show_activity(slot);
 			break;
 		case OUTBOX_EVENT_CHANNEL_CLOSED:
@@ -251,15 +257,13 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event, const Outb
 		case OUTBOX_EVENT_BLOCKED:
 			snprintf(blocked_why, sizeof(blocked_why),
 					 "RabbitMQ at \"%s\" has blocked publishing: %s",
-					 outbox_broker_name(broker), event->text);
+					 outbox_connections_broker_name(connections), event->text);
 			outbox_report_error(slot, blocked_why);
-			break;
-		case OUTBOX_EVENT_UNBLOCKED:
-			blocked_why[0] = '\0';
 			break;
 		case OUTBOX_EVENT_RETURN:
 			outbox_report_error(slot, event->text);
 			break;
+		case OUTBOX_EVENT_UNBLOCKED:
 		case OUTBOX_EVENT_ACK:
 		case OUTBOX_EVENT_NACK:
 			break;

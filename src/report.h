@@ -6,8 +6,8 @@
 #define OUTBOX_REPORT_H
 
 #include "breaker.h"
-#include "broker.h"
 #include "confirm.h"
+#include "connections.h"
 #include "shmem.h"
 
 /*
@@ -15,14 +15,17 @@
  * are unavailable; cheap if nothing changed
  */
 extern void outbox_report_state(OutboxSlot *slot, OutboxWorkerState state, int unavailable,
-								const OutboxBroker *broker);
+								const OutboxConnections *connections);
 
 /* worker: an error for outbox.status, of any origin */
 extern void outbox_report_error(OutboxSlot *slot, const char *text);
 
-/* worker: a change of the connection, once in the log however often it repeats */
+/*
+ * worker: a change of one of the connections, once in the log however often it
+ * repeats.  What all of them have in common is news when it is true of all.
+ */
 extern void outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event,
-								const OutboxBroker *broker);
+								const OutboxConnections *connections);
 
 /* worker: the same for the connection of probe.c */
 extern void outbox_report_probe_event(const OutboxBrokerEvent *event);

@@ -45,6 +45,7 @@ char	   *outbox_passfile;
 char	   *outbox_headers;
 bool		outbox_enabled;
 int			outbox_durability;
+int			outbox_connections;
 int			outbox_in_flight_messages;
 int			outbox_in_flight_bytes;
 int			outbox_in_flight_per_key;
@@ -125,6 +126,13 @@ static const StringSetting string_settings[] = {
 
 /* All of them are PGC_SUSET. */
 static const IntSetting int_settings[] = {
+	{
+		"outbox.connections", &outbox_connections,
+		1, 1, OUTBOX_CONNECTIONS_MAX, 0,
+		"Sets over how many connections to the broker messages are published at once.",
+		"With 1, messages leave in order. With more, only messages with the same "
+		"ordering key do: each key has one connection, and what has no key takes any."
+	},
 	{
 		"outbox.in_flight_messages", &outbox_in_flight_messages,
 		1000, 1, 100000, 0,

@@ -12,13 +12,14 @@ typedef enum OutboxDurability
 	OUTBOX_DURABILITY_STANDBYS	/* and by the synchronous standbys, if any */
 } OutboxDurability;
 
-#define OUTBOX_CONNECTIONS_MAX 8	/* as many as a worker may publish over */
+#define OUTBOX_CONNECTIONS_MAX 8
 
 extern char *outbox_uri;				/* amqp://user@host:port/vhost[, ...] */
 extern char *outbox_passfile;			/* path, "" = none */
 extern char *outbox_headers;			/* jsonb text, "" = none; any user may SET it */
 extern bool outbox_enabled;
 extern int	outbox_durability;			/* OutboxDurability */
+extern int	outbox_connections;			/* 1, at most OUTBOX_CONNECTIONS_MAX */
 extern int	outbox_in_flight_messages;	/* 1000 */
 extern int	outbox_in_flight_bytes;		/* kB, 4096 */
 extern int	outbox_in_flight_per_key;	/* 1 */

@@ -13,7 +13,7 @@
 
 #include "wait.h"
 
-#define MAX_EVENTS (2 + OUTBOX_CONNECTIONS)
+#define MAX_EVENTS (2 + OUTBOX_WAIT_MAX)
 
 /* What the set has of a connection. */
 typedef struct Watched
@@ -24,7 +24,8 @@ typedef struct Watched
 } Watched;
 
 static WaitEventSet *set;
-static Watched watched[OUTBOX_CONNECTIONS];
+static Watched watched[OUTBOX_WAIT_MAX];
+static int	watched_count;
 
 static bool
 has_socket(const OutboxBroker *broker)
@@ -34,9 +35,11 @@ has_socket(const OutboxBroker *broker)
 
 /* Does the set have the sockets that there are, and no other? */
 static bool
-set_is_right(const OutboxBroker *const brokers[])
+set_is_right(const OutboxBroker *const brokers[], int count)
 {
-	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	if (set == NULL || watched_count != count)
+		return false;
+	for (int i = 0; i < count; i++)
 	{
 		if (watched[i].generation != outbox_broker_generation(brokers[i]) ||
 			has_socket(brokers[i]) != (watched[i].pos >= 0))
@@ -47,14 +50,15 @@ set_is_right(const OutboxBroker *const brokers[])
 
 /* A wait event set cannot forget a socket: make a new one for each. */
 static void
-make_set(const OutboxBroker *const brokers[])
+make_set(const OutboxBroker *const brokers[], int count)
 {
 	if (set)
 		FreeWaitEventSet(set);
 	set = outbox_create_wait_event_set(MAX_EVENTS);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	watched_count = count;
+	for (int i = 0; i < count; i++)
 	{
 		watched[i].generation = outbox_broker_generation(brokers[i]);
 		watched[i].wanted = outbox_broker_wanted(brokers[i]);
@@ -64,11 +68,11 @@ make_set(const OutboxBroker *const brokers[])
 }
 
 static void
-prepare_set(const OutboxBroker *const brokers[])
+prepare_set(const OutboxBroker *const brokers[], int count)
 {
-	if (set == NULL || !set_is_right(brokers))
-		make_set(brokers);
-	for (int i = 0; i < OUTBOX_CONNECTIONS; i++)
+	if (!set_is_right(brokers, count))
+		make_set(brokers, count);
+	for (int i = 0; i < count; i++)
 	{
 		uint32		wanted = outbox_broker_wanted(brokers[i]);
 
@@ -79,17 +83,18 @@ prepare_set(const OutboxBroker *const brokers[])
 }
 
 void
-outbox_wait(const OutboxBroker *const brokers[OUTBOX_CONNECTIONS], long timeout)
+outbox_wait(const OutboxBroker *const brokers[], int count, long timeout)
 {
 	static uint32 wait_event = 0;
 	WaitEvent	events[MAX_EVENTS];
-	int			count;
+	int			happened;
 
+	Assert(count <= OUTBOX_WAIT_MAX);
 	if (wait_event == 0)
 		wait_event = outbox_wait_event("OutboxWorkerMain");
-	prepare_set(brokers);
-	count = WaitEventSetWait(set, timeout, events, lengthof(events), wait_event);
-	for (int i = 0; i < count; i++)
+	prepare_set(brokers, count);
+	happened = WaitEventSetWait(set, timeout, events, lengthof(events), wait_event);
+	for (int i = 0; i < happened; i++)
 	{
 		if (events[i].events & WL_LATCH_SET)
 			ResetLatch(MyLatch);

@@ -6,10 +6,14 @@
 #define OUTBOX_WAIT_H
 
 #include "broker.h"
+#include "settings.h"
 
-#define OUTBOX_CONNECTIONS 2	/* the publisher's, and that of probe.c */
+#define OUTBOX_WAIT_MAX (OUTBOX_CONNECTIONS_MAX + 1)	/* the publisher's, and that of probe.c */
 
-/* Sleep for `timeout` ms at most, until the latch is set or a socket is ready. */
-extern void outbox_wait(const OutboxBroker *const brokers[OUTBOX_CONNECTIONS], long timeout);
+/*
+ * Sleep for `timeout` ms at most, until the latch is set or one of the sockets is
+ * ready.
+ */
+extern void outbox_wait(const OutboxBroker *const brokers[], int count, long timeout);
 
 #endif							/* OUTBOX_WAIT_H */

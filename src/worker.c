@@ -53,7 +53,6 @@
 #include "session.h"
 #include "settings.h"
 #include "shmem.h"
-#include "stall.h"
 #include "wait.h"
 #include "worker.h"
 
@@ -67,7 +66,6 @@ typedef struct Worker
 	OutboxSlot *slot;
 	OutboxPublisher publisher;
 	OutboxRecorder recorder;
-	OutboxStall stall;
 	OutboxProbe *probe;
 	OutboxControl control;
 	uint32		control_seen;
@@ -90,8 +88,8 @@ static Worker *worker;
 static void
 leave(void)
 {
-	if (worker->publisher.broker)
-		outbox_broker_close(worker->publisher.broker);
+	if (worker->publisher.connections)
+		outbox_connections_close(worker->publisher.connections);
 	if (worker->probe)
 		outbox_broker_close(worker->probe->broker);
 	proc_exit(0);
@@ -124,26 +122,40 @@ begin_session(bool writes)
 }
 
 static void
+take_events_of(OutboxConnection *connection, OutboxTally *tally)
+{
+	OutboxConnections *connections = worker->publisher.connections;
+	OutboxBrokerEvent event;
+
+	while (outbox_confirm_next_event(connection->broker, &event))
+	{
+		bool		lost = event.type == OUTBOX_EVENT_LOST;
+		const char *nonsense;
+
+		/* That another one is lost the first one is about to say. */
+		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK &&
+			(!lost || connection == &connections->list[0]))
+			outbox_report_event(worker->slot, &event, connections);
+		nonsense = outbox_confirm_apply(worker->publisher.batch, connection->channel, &event,
+										tally);
+		if (nonsense)
+			outbox_broker_fail(connection->broker, nonsense);
+		if (lost)
+			outbox_connections_lost(connections, connection);
+	}
+}
+
+static void
 take_events(void)
 {
 	OutboxPublisher *publisher = &worker->publisher;
-	OutboxBrokerEvent event;
 	OutboxTally tally = {0};
 
-	while (outbox_confirm_next_event(publisher->broker, &event))
-	{
-		const char *nonsense;
-
-		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK)
-			outbox_report_event(worker->slot, &event, publisher->broker);
-		nonsense = outbox_confirm_apply(publisher->batch, &publisher->batch->channels[0], &event,
-										&tally);
-		if (nonsense)
-			outbox_broker_fail(publisher->broker, nonsense);
-	}
+	/* The first comes last, since it ends when another has. */
+	for (int i = publisher->connections->count - 1; i >= 0; i--)
+		take_events_of(&publisher->connections->list[i], &tally);
 	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
-	outbox_stall_watch(&worker->stall, publisher->batch, &publisher->batch->channels[0],
-					   publisher->broker, worker->now);
+	outbox_connections_watch(publisher->connections, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -153,8 +165,8 @@ may_publish(void)
 	OutboxPublisher *publisher = &worker->publisher;
 
 	return !worker->leaving && !worker->control.paused && !worker->control.foreign &&
-		outbox_broker_state(publisher->broker) == OUTBOX_BROKER_READY &&
-		!outbox_broker_blocked(publisher->broker) &&
+		outbox_connections_state(publisher->connections) == OUTBOX_BROKER_READY &&
+		!outbox_connections_blocked(publisher->connections) &&
 		publisher->batch->gated == OUTBOX_NO_ENTRY &&
 		outbox_publish_has_room(publisher);
 }
@@ -228,22 +240,22 @@ may_probe(void)
 {
 	/* While the publisher opens another channel, it is. */
 	return !worker->leaving && !worker->control.paused && !worker->control.foreign &&
-		outbox_broker_state(worker->publisher.broker) >= OUTBOX_BROKER_CHANNEL;
+		outbox_connections_state(worker->publisher.connections) >= OUTBOX_BROKER_CHANNEL;
 }
 
 /* Try destinations that do not work, on their own connection. */
 static void
 probe(void)
 {
+	OutboxBroker *first = outbox_connections_first(worker->publisher.connections);
 	OutboxTally tally = {0};
 
-	outbox_probe_turn(worker->probe, worker->now, may_probe(), worker->publisher.broker, &tally);
+	outbox_probe_turn(worker->probe, worker->now, may_probe(), first, &tally);
 	if (outbox_probe_next(worker->probe) <= worker->now && begin_session(false))
 	{
 		outbox_probe_send(worker->probe, worker->now);
 		outbox_session_commit();
-		outbox_probe_turn(worker->probe, worker->now, may_probe(), worker->publisher.broker,
-						  &tally);
+		outbox_probe_turn(worker->probe, worker->now, may_probe(), first, &tally);
 	}
 	outbox_report_counts(worker->slot, worker->publisher.batch->in_flight, &tally);
 }
@@ -345,19 +357,13 @@ static void collect_confirms(void);
 static void
 configure(void)
 {
-	OutboxBroker *broker = worker->publisher.broker;
+	OutboxConnections *connections = worker->publisher.connections;
 
-	if (outbox_broker_state(broker) == OUTBOX_BROKER_READY)
+	if (outbox_connections_state(connections) == OUTBOX_BROKER_READY)
 		collect_confirms();
 	if (outbox_broker_state(worker->probe->broker) != OUTBOX_BROKER_IDLE)
 		outbox_broker_configure(worker->probe->broker);
-	if (outbox_enabled)
-		outbox_broker_configure(broker);
-	else
-	{
-		outbox_broker_close(broker);
-		outbox_batch_unsend(worker->publisher.batch, &worker->publisher.batch->channels[0]);
-	}
+	outbox_connections_configure(connections);
 }
 
 /* What others want of this process. */
@@ -382,16 +388,16 @@ heed_others(void)
 static void
 report_state(void)
 {
-	OutboxBroker *broker = worker->publisher.broker;
+	OutboxConnections *connections = worker->publisher.connections;
 	OutboxWorkerState state;
 
-	if (outbox_broker_state(broker) == OUTBOX_BROKER_IDLE)
+	if (outbox_connections_state(connections) == OUTBOX_BROKER_IDLE)
 		state = OUTBOX_WORKER_DISABLED;
 	else if (worker->control.paused || worker->control.foreign)
 		state = OUTBOX_WORKER_PAUSED;
-	else if (outbox_broker_state(broker) != OUTBOX_BROKER_READY)
+	else if (outbox_connections_state(connections) != OUTBOX_BROKER_READY)
 		state = OUTBOX_WORKER_CONNECTING;
-	else if (outbox_broker_blocked(broker))
+	else if (outbox_connections_blocked(connections))
 		state = OUTBOX_WORKER_BLOCKED;
 	else if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		state = OUTBOX_WORKER_WAITING_FOR_STANDBY;
@@ -399,7 +405,7 @@ report_state(void)
 		state = OUTBOX_WORKER_PUBLISHING;
 	else
 		state = OUTBOX_WORKER_IDLE;
-	outbox_report_state(worker->slot, state, worker->publisher.breakers->open, broker);
+	outbox_report_state(worker->slot, state, worker->publisher.breakers->open, connections);
 }
 
 /* ---- the wait ---- */
@@ -424,11 +430,8 @@ next_deadline(void)
 	/* While our tables are locked, none of that can be done; then all of it. */
 	if (worker->locked_until > worker->now)
 		deadline = worker->locked_until;
-	NO_LATER_THAN(outbox_broker_deadline(worker->publisher.broker));
+	NO_LATER_THAN(outbox_connections_deadline(worker->publisher.connections));
 	NO_LATER_THAN(outbox_probe_deadline(worker->probe));
-	NO_LATER_THAN(outbox_stall_deadline(&worker->stall, worker->publisher.batch,
-										 &worker->publisher.batch->channels[0],
-										 worker->publisher.broker));
 	if (worker->publisher.batch->gated != OUTBOX_NO_ENTRY)
 		NO_LATER_THAN(worker->next_gate);
 #undef NO_LATER_THAN
@@ -443,9 +446,9 @@ follow_clock(TimestampTz back)
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
 	worker->next_gate -= back;
-	worker->stall.since -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
+	outbox_connections_follow_clock(worker->publisher.connections, back);
 	outbox_batch_follow_clock(worker->publisher.batch, back);
 	outbox_probe_follow_clock(worker->probe, back);
 	worker->next_due = 0;		/* of the database's time, not ours */
@@ -454,11 +457,14 @@ follow_clock(TimestampTz back)
 static void
 sleep_until(TimestampTz deadline)
 {
-	const OutboxBroker *const brokers[OUTBOX_CONNECTIONS] = {
-		worker->publisher.broker, worker->probe->broker
-	};
+	const OutboxConnections *connections = worker->publisher.connections;
+	const OutboxBroker *brokers[OUTBOX_WAIT_MAX];
+	int			count = 0;
 
-	outbox_wait(brokers, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
+	for (int i = 0; i < connections->count; i++)
+		brokers[count++] = connections->list[i].broker;
+	brokers[count++] = worker->probe->broker;
+	outbox_wait(brokers, count, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
 }
 
 /* Sleep, unless there is something to publish, until `deadline` or an event. */
@@ -479,15 +485,15 @@ wait_for_something(TimestampTz deadline)
 static void
 turn(void)
 {
-	OutboxBroker *broker = worker->publisher.broker;
+	OutboxConnections *connections = worker->publisher.connections;
 
 	worker->publisher.now = worker->now;
 	heed_others();
-	outbox_broker_turn(broker, worker->now);	/* receive */
+	outbox_connections_turn(connections, worker->now);	/* receive */
 	take_events();
 	watch_gate();
 	publish();
-	outbox_broker_turn(broker, worker->now);	/* send */
+	outbox_connections_turn(connections, worker->now);	/* send */
 	take_events();
 	probe();
 	record_progress();
@@ -503,7 +509,7 @@ collect_confirms(void)
 
 	while (worker->publisher.batch->in_flight > 0 && GetCurrentTimestamp() < deadline)
 	{
-		outbox_broker_turn(worker->publisher.broker, worker->now);
+		outbox_connections_turn(worker->publisher.connections, worker->now);
 		take_events();
 		probe();
 		if (worker->publisher.batch->in_flight > 0)
@@ -550,7 +556,7 @@ begin_where_recorded(void)
 	snprintf(name, sizeof(name), "outbox/%s", get_database_name(MyDatabaseId));
 	outbox_session_commit();
 
-	publisher->broker = outbox_broker_create(context, name);
+	publisher->connections = outbox_connections_create(context, name, publisher->batch);
 	strlcat(name, " probe", sizeof(name));
 	worker->probe = outbox_probe_create(context, name, publisher->breakers, &worker->recorder);
 	configure();

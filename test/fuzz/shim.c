@@ -40,6 +40,7 @@ char	   *outbox_passfile;
 char	   *outbox_headers;
 bool		outbox_enabled;
 int			outbox_durability;
+int			outbox_connections;
 int			outbox_in_flight_messages;
 int			outbox_in_flight_bytes;
 int			outbox_in_flight_per_key;
@@ -63,6 +64,7 @@ shim_default_settings(void)
 	outbox_headers = "";
 	outbox_enabled = true;
 	outbox_durability = OUTBOX_DURABILITY_STANDBYS;
+	outbox_connections = 1;
 	outbox_in_flight_messages = 1000;
 	outbox_in_flight_bytes = 4096;
 	outbox_in_flight_per_key = 1;
