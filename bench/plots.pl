@@ -13,12 +13,15 @@ use Bench qw(maximum);
 
 my %PLOTS = (bloat => \&bloat);
 
-# Every so many samples in one: a picture has not as many pixels as an hour has seconds.
-my $POINTS = 100;
+# Seconds, thousand messages per second, MB, dead tuples.  A rate is that of several
+# seconds, and the same number of them for both: what the relay has deleted is known with
+# a delay of up to one.
+my $RATES = 60;
 
 sub bloat
 {
 	my $bench = Bench->new('bloat');
+	my $step = maximum(3, int(maximum(map { scalar $bench->values('over time', $_, 'bytes') } qw(outbox node)) / $RATES));
 	my $text = '';
 
 	for my $contender (qw(outbox node))
@@ -32,18 +35,20 @@ sub bloat
 
 			$sample{ $at[$_] }{$figure} = $values[$_] for 0 .. $#at;
 		}
-		my @times = sort { $a <=> $b } keys %sample;
-		my $step = int($#times / $POINTS) + 1;
-		my ($from, $delivered) = (0, 0);
+		my ($from, $delivered, $samples) = (0, 0, 0);
 
 		$text .= "\n\n" if $text ne '';
-		for (my $i = $step - 1; $i <= $#times; $i += $step)
+		for my $time (sort { $a <=> $b } keys %sample)
 		{
-			my ($time, $now) = ($times[$i], $sample{ $times[$i] });
+			my $now = $sample{$time};
+			my $rate = '-';
 
-			$text .= sprintf "%.1f %.0f %.1f %d\n", $time, ($now->{delivered} - $delivered) / ($time - $from),
-			  $now->{bytes} / 2**20, $now->{dead};
-			($from, $delivered) = ($time, $now->{delivered});
+			if (++$samples % $step == 0)
+			{
+				$rate = sprintf '%.2f', ($now->{delivered} - $delivered) / ($time - $from) / 1000;
+				($from, $delivered) = ($time, $now->{delivered});
+			}
+			$text .= sprintf "%.1f %s %.1f %d\n", $time, $rate, $now->{bytes} / 2**20, $now->{dead};
 		}
 	}
 	return $text;
