@@ -28,7 +28,7 @@ my $drain = Bench::Drain->new(
 	queue => $type,
 	conf => \@conf);
 
-$bench->turns("$type queue $size B", $rounds,
+$bench->turns(join(' ', "$type queue $size B", @conf), $rounds,
 	[ plain => sub { $drain->plain } ],
 	[ outbox => sub { $drain->outbox } ]);
 $bench->finish;

@@ -18,12 +18,13 @@ our @EXPORT_OK = qw(QUEUE);
 use constant QUEUE => 'bench';
 
 # count, size (bytes), window (messages unconfirmed at most), queue (its type);
-# conf: more lines for postgresql.conf
+# conf: more lines for postgresql.conf; watch: called when publishing begins, returns
+# what is to be called at its end
 sub new
 {
 	my ($class, %args) = @_;
 	my $in_flight_kb = POSIX::ceil($args{window} * ($args{size} + 1024) / 1024);
-	my $self = bless {%args}, $class;
+	my $self = bless { watch => sub { return sub { } }, %args }, $class;
 
 	# the window of the others has no limit in bytes
 	$self->{playground} = Outbox::Playground->new(
@@ -82,6 +83,7 @@ SELECT count(outbox.enqueue('', '@{[QUEUE]}', payload)) FROM generate_series(1, 
 CHECKPOINT;
 END
 	my $pid = $playground->sql('SELECT worker_pid FROM outbox.status');
+	my $end = $self->{watch}->();
 	my $cpu = run_seconds($pid);
 	my $seconds = $playground->sql(<<"SQL");
 SELECT confirmed + $self->{count} AS target FROM outbox.worker_status() \\gset
@@ -99,6 +101,7 @@ END
 SELECT extract(epoch FROM clock_timestamp() - :'start');
 SQL
 	$cpu = run_seconds($pid) - $cpu;
+	$end->();
 	$self->check_queue;
 	$playground->wait_drained(60);
 	return $self->figures($seconds, $cpu);
@@ -110,11 +113,13 @@ sub plain
 	my ($self) = @_;
 
 	$self->new_queue;
+	my $end = $self->{watch}->();
 	my (undef, $out) = $self->broker->capture({}, 'bench/plain_publisher',
 		'--uri', $self->broker->uri, '--key', QUEUE, '--count', $self->{count},
 		'--size', $self->{size}, '--window', $self->{window});
 	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
 	  or die "plain_publisher: $out\n";
+	$end->();
 	$self->check_queue;
 	return $self->figures($seconds, $cpu * $self->{count} / 1e6);
 }

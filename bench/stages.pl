@@ -1,0 +1,129 @@
+#!/usr/bin/perl
+#
+# ./dev bench stages: which stage of a message's way is busy while outbox, or a plain
+# librabbitmq program, publishes as fast as it can.  The stages of RabbitMQ are Erlang
+# processes, which one core at a time can run; the busiest of them is the limit.
+#
+#	publisher, reader, channel, queue, wal, writer
+#	       share of the time that its process runs: of the publisher by its CPU, of the
+#	       others by looking often
+#	syncs  fsync() of the broker per thousand messages (classic queues only)
+
+use strict;
+use warnings FATAL => 'all';
+
+use Getopt::Long;
+use POSIX ();
+
+use Bench;
+use Bench::Drain;
+use Outbox::Process;
+
+GetOptions(
+	'count=i' => \(my $count = 100_000),
+	'rounds=i' => \(my $rounds = 3),
+	'queues=s' => \(my $types = 'classic,quorum,stream')) or exit 2;
+
+# What processes of this initial call are.
+my %stage = (
+	rabbit_reader => 'reader',
+	rabbit_channel => 'channel',
+	rabbit_prequeue => 'queue',
+	ra_server_proc => 'queue',
+	ra_log_wal => 'wal',
+	osiris_writer => 'queue',
+	rabbit_writer => 'writer');
+
+# How often a process of each kind runs, in LOOKS looks, 10 ms apart.
+use constant LOOKS => 50;
+my $look = <<'END' =~ s/LOOKS/LOOKS/er;
+lists:foldl(fun(_, All) ->
+	timer:sleep(10),
+	lists:foldl(fun(Pid, Seen) ->
+		case erlang:process_info(Pid, [status, dictionary]) of
+			[{status, Status}, {dictionary, Dictionary}] when Status =/= waiting, Status =/= suspended ->
+				{Module, _, _} = proplists:get_value('$initial_call', Dictionary, {other, x, 0}),
+				maps:update_with(Module, fun(N) -> N + 1 end, 1, Seen);
+			_ -> Seen
+		end
+	end, All, erlang:processes() -- [self()])
+end, #{}, lists:seq(1, LOOKS))
+END
+
+# Look again and again; each time one line of "module looks" pairs.
+sub start_looking
+{
+	my ($drain, $file) = @_;
+
+	unlink $file;
+	return Outbox::Process->start_code(
+		name => 'looking',
+		log => $file,
+		code => sub {
+			while (1)
+			{
+				my $answer = eval { $drain->broker->eval_erlang($look) } // next;
+
+				print join(' ', $answer =~ /(\w+) => (\d+)/g), "\n";
+			}
+		});
+}
+
+sub shares
+{
+	my ($file) = @_;
+	my %seen;
+
+	open my $in, '<', $file or die "$file: $!";
+	my @lines = <$in>;
+	close $in;
+	die "nobody had the time to look: a larger --count\n" if !@lines;
+	for my $line (@lines)
+	{
+		my %looks = split ' ', $line;
+
+		$seen{ $stage{$_} // 'others' } += $looks{$_} for keys %looks;
+	}
+	return map { $_ => $seen{$_} / @lines / LOOKS } grep { $_ ne 'others' } keys %seen;
+}
+
+sub syncs
+{
+	my ($drain) = @_;
+	my $answer = $drain->broker->eval_erlang(
+		'proplists:get_value({io_sync, count}, file_handle_cache_stats:get(), 0)');
+
+	return ($answer =~ /^\{ok,\s*(\d+)/)[0];
+}
+
+my $bench = Bench->new('stages');
+
+for my $type (split /,/, $types)
+{
+	my ($drain, $file, $syncs);
+	my $watch = sub {
+		my $before = syncs($drain);
+		my $looking = start_looking($drain, $file);
+
+		return sub { $looking->kill9; $syncs = (syncs($drain) - $before) * 1000 / $count; };
+	};
+	my $turn = sub {
+		my ($publisher) = @_;
+		my $figures = $drain->$publisher;
+
+		$figures->{publisher} = delete($figures->{cpu_us}) * $figures->{rate} / 1e6;
+		$figures->{syncs} = $syncs if $type eq 'classic';
+		return { %$figures, shares($file) };
+	};
+
+	$drain = Bench::Drain->new(
+		count => $count,
+		size => 200,
+		window => 1000,
+		queue => $type,
+		watch => $watch);
+	$file = $drain->broker->dir . '/looks';
+	$bench->turns("$type queue 200 B", $rounds,
+		map { my $publisher = $_; [ $_ => sub { $turn->($publisher) } ] } qw(plain outbox));
+}
+$bench->finish(figures => [qw(rate publisher reader channel queue wal writer syncs)]);
