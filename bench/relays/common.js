@@ -76,9 +76,15 @@ async function sleep(ms) {
 	woken = false;
 }
 
+let atStop = wake;
+function onStop(callback) {
+	atStop = callback;
+	if (state.stopping) callback();
+}
+
 process.on('SIGTERM', () => {
 	state.stopping = true;
-	wake();
+	atStop();
 });
 
 // Whoever started the relay waits for this line.
@@ -161,4 +167,4 @@ async function run(step, channel) {
 	}
 }
 
-module.exports = { options, state, sleep, ready, run, Publisher };
+module.exports = { options, state, onStop, ready, run, Publisher };

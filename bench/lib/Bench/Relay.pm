@@ -24,6 +24,7 @@ my %RELAYS = (
 	python => { command => [ '/usr/bin/python3', 'python/relay.py' ] },
 	transactional => {
 		command => [ 'node', 'transactional/relay.js' ],
+		schema => [ 'node', 'transactional/schema.js' ],
 		listen_conf => "wal_level = logical\n",
 	});
 
@@ -70,13 +71,21 @@ sub set_up
 {
 	my ($self) = @_;
 
-	for my $file ('schema.sql', $self->{listen} ? 'schema_listen.sql' : ())
-	{
-		my $path = "$self->{home}/$self->{name}/$file";
+	my ($interpreter, $program) = @{ $self->{kind}{schema} // [] };
+	my $home = "$self->{home}/$self->{name}";
+	my $script = "\\set window $self->{window}\n\\set poll_ms $self->{poll_ms}\n";
 
-		$self->{playground}->sql("\\set window $self->{window}\n\\set poll_ms $self->{poll_ms}\n\\i $path\n")
-		  if -e $path;
+	if ($program)
+	{
+		my ($status, $text) = $self->{playground}->broker->capture({},
+			$interpreter, "$self->{home}/$program", $self->{listen} ? '--listen' : ());
+
+		croak "$program: $text" if $status != 0;
+		$script .= "$text\n";
 	}
+	$script .= "\\i $home/schema.sql\n";
+	$script .= "\\i $home/schema_listen.sql\n" if $self->{listen} && -e "$home/schema_listen.sql";
+	$self->{playground}->sql($script);
 	return;
 }
 
