@@ -197,22 +197,29 @@ set_latch_of(pid_t pid, int procno)
 		SetLatch(&ProcGlobal->allProcs[procno].procLatch);
 }
 
-/* Runs in a transaction callback: must not raise, must not take a lock. */
+/* What runs in a transaction callback must not raise, and must not take a lock. */
 void
 outbox_shmem_wake_worker(Oid dboid)
 {
 	OutboxSlot *slot = outbox_shmem_find(dboid);
 
-	if (slot == NULL)
-		return;
+	if (slot != NULL)
+		set_latch_of(slot->pid, slot->procno);
+}
 
-	/*
-	 * The flag is what counts: a latch that is set while the worker waits for
-	 * a lock is reset by that wait. Most commits find it set already.
-	 */
-	if (pg_atomic_read_u32(&slot->work) == 0)
-		pg_atomic_write_u32(&slot->work, 1);
-	set_latch_of(slot->pid, slot->procno);
+/*
+ * The worker takes the mark away before the snapshot with which it reads (publish() in
+ * worker.c). Whoever finds it here has committed before that, and need not set the
+ * latch: while the worker cannot publish, or is busy, commits do not disturb it. The
+ * exchange is a barrier: the commit is visible before the mark is looked at.
+ */
+void
+outbox_shmem_announce_work(Oid dboid)
+{
+	OutboxSlot *slot = outbox_shmem_find(dboid);
+
+	if (slot != NULL && pg_atomic_exchange_u32(&slot->work, 1) == 0)
+		set_latch_of(slot->pid, slot->procno);
 }
 
 void

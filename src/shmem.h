@@ -103,6 +103,7 @@ extern void outbox_shmem_clear(OutboxSlot *slot);
 
 /* any process: set a latch, if its owner is there */
 extern void outbox_shmem_wake_worker(Oid dboid);
+extern void outbox_shmem_announce_work(Oid dboid);	/* a message has committed */
 extern void outbox_shmem_wake_launcher(void);
 extern void outbox_shmem_request_scan(OutboxScan scan);
 

@@ -49,11 +49,12 @@ xact_callback(XactEvent event, void *arg)
 
 				if (slot != NULL)
 					pg_atomic_fetch_add_u32(&slot->control_changed, 1);
+				outbox_shmem_wake_worker(MyDatabaseId);
 			}
-			if (wake_worker || wake_control)
+			if (wake_worker)
 			{
 				OUTBOX_FAULTPOINT("commit-before-wake");
-				outbox_shmem_wake_worker(MyDatabaseId);
+				outbox_shmem_announce_work(MyDatabaseId);
 				OUTBOX_FAULTPOINT("commit-after-wake");
 			}
 			if (wake_launcher)

@@ -178,11 +178,18 @@ may_read_on(void)
 	return may_publish() && outbox_batch_has_space(worker->publisher.batch);
 }
 
-/* Is there something new to read, and are we to? */
+/* May there be something new to read? */
+static bool
+is_hungry(void)
+{
+	return worker->hungry || pg_atomic_read_u32(&worker->slot->work) != 0;
+}
+
+/* The same, and are we to? */
 static bool
 may_fill(void)
 {
-	return worker->hungry && worker->publisher.breakers->hold_until <= worker->now;
+	return is_hungry() && worker->publisher.breakers->hold_until <= worker->now;
 }
 
 /* Is there anything that publish() could do now? */
@@ -215,7 +222,12 @@ publish(void)
 	OutboxPublisher *publisher = &worker->publisher;
 	uint64		first = publisher->batch->tail;
 
-	if (!can_publish() || !begin_session(false))
+	if (!can_publish())
+		return;
+	/* Before the snapshot: see outbox_shmem_announce_work(). */
+	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
+		worker->hungry = true;
+	if (!begin_session(false))
 		return;
 
 	outbox_publish_unsent(publisher);
@@ -374,8 +386,6 @@ heed_others(void)
 	if (worker->slot->quiesced_by != 0 || pg_atomic_read_u32(&worker->slot->reload) != 0 ||
 		ShutdownRequestPending)
 		worker->leaving = true;
-	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
-		worker->hungry = true;
 	if (ConfigReloadPending)
 	{
 		ConfigReloadPending = false;
@@ -424,7 +434,7 @@ next_deadline(void)
 	if (may_read_on())
 	{
 		NO_LATER_THAN(worker->next_due);
-		if (worker->hungry)
+		if (is_hungry())
 			NO_LATER_THAN(worker->publisher.breakers->hold_until);
 	}
 	/* While our tables are locked, none of that can be done; then all of it. */
