@@ -6,7 +6,7 @@
 # A table stands between two comments; the first names the benchmark, optionally with a
 # pattern of the cases, and the figures:
 #
-#	<!-- table drain/200_B rate cpu_us -->
+#	<!-- table drain /200 B/: rate, cpu_us -->
 #	<!-- end -->
 #
 # The last column compares outbox with the others in the first figure.  Rates are better
@@ -20,7 +20,7 @@ use Bench qw(median minimum maximum thousands);
 
 use constant PAGE => 'docs/performance.md';
 
-my %higher_is_better = map { $_ => 1 } qw(rate tps rows_per_second);
+my %higher_is_better = map { $_ => 1 } ("rate", "tps", "rows_per_second", "last / first");
 
 # At most three digits that mean something, but whole numbers whole.
 sub number
@@ -59,7 +59,7 @@ sub table
 	my $bench = Bench->new($name);
 	my @lines = ([ 'case', 'contender', @figures, 'turns', 'outbox better by' ]);
 
-	for my $case (grep { /$pattern/ } $bench->cases)
+	for my $case (grep { /(?:$pattern)/ } $bench->cases)
 	{
 		my $first = 1;
 		my @ours = $bench->values($case, 'outbox', $figures[0]);
@@ -77,7 +77,7 @@ sub table
 		}
 	}
 	splice @lines, 1, 0, [ map { '---' } @{ $lines[0] } ];
-	my %commands = map { $_->[1] => 1 } grep { $_->[0] =~ /$pattern/ } $bench->notes;
+	my %commands = map { $_->[1] => 1 } grep { $_->[0] =~ /(?:$pattern)/ } $bench->notes;
 	return join('', map { '| ' . join(' | ', @$_) . " |\n" } @lines)
 	  . "\n" . join('', map { "`$_`  \n" =~ s/^`(\S+) /$1 `/r } sort keys %commands);
 }
@@ -85,9 +85,9 @@ sub table
 open my $in, '<', PAGE or die PAGE . ": $!";
 my $old = do { local $/; <$in> };
 close $in;
-(my $new = $old) =~ s{(<!-- table (\w+)(?:/(\S+))? ([\w. ]+) -->\n).*?(<!-- end -->)}
-	{ my ($begin, $name, $pattern, $figures, $end) = ($1, $2, ($3 // '') =~ tr/_/ /r, $4, $5);
-	  $begin . table($name, $pattern, split ' ', $figures) . $end }gse;
+(my $new = $old) =~ s{(<!-- table (\w+)(?: /(.+?)/)?: (.+?) -->\n).*?(<!-- end -->)}
+	{ my ($begin, $name, $pattern, $figures, $end) = ($1, $2, $3 // '', $4, $5);
+	  $begin . table($name, $pattern, split /, /, $figures) . $end }gse;
 exit 0 if $new eq $old;
 if (@ARGV && $ARGV[0] eq '--check')
 {

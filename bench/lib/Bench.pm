@@ -246,7 +246,13 @@ sub percentile
 	return $sorted[ POSIX::ceil($share * @sorted) - 1 ];
 }
 
-sub median { return percentile(0.5, @_); }
+sub median
+{
+	my @sorted = sort { $a <=> $b } @_;
+
+	return ($sorted[ $#sorted / 2 ] + $sorted[ @sorted / 2 ]) / 2;
+}
+
 sub minimum { return (sort { $a <=> $b } @_)[0]; }
 sub maximum { return (sort { $b <=> $a } @_)[0]; }
 
