@@ -226,7 +226,7 @@ sub latencies
 		push @send, ($at - $commit->[0]) / 1000;
 	}
 	close $in;
-	die "nothing arrived\n" if !@commit;
+	return { behind => $committed, missing => $committed - keys %seen, messages => scalar keys %seen } if !@commit;
 	@commit = sort { $a <=> $b } @commit;
 	@send = sort { $a <=> $b } @send;
 	return {
@@ -258,7 +258,7 @@ sub turn
 
 	my $figures = latencies($rate);
 	$figures->{ $drained ? 'lost' : 'undelivered' } = delete $figures->{missing};
-	$figures->{cpu_us} = $cpu * 1e6 / $figures->{messages};
+	$figures->{cpu_us} = $cpu * 1e6 / $figures->{messages} if $figures->{messages} > 0;
 	return $figures;
 }
 
