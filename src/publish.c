@@ -55,12 +55,8 @@ outbox_publish_has_room(OutboxPublisher *publisher)
 {
 	OutboxBatch *batch = publisher->batch;
 
-	/*
-	 * A transaction for each confirm would cost more than it gains, and a queue
-	 * calls fsync() whenever it has nothing left to do: what comes in few large
-	 * lots is confirmed with fewer of them. The other half keeps it busy meanwhile.
-	 */
-	return (batch->in_flight == 0 || batch->in_flight <= outbox_batch_limit(batch) / 2) &&
+	/* A transaction for each confirm would cost more than it gains. */
+	return (batch->in_flight == 0 || batch->in_flight <= outbox_batch_limit(batch) * 3 / 4) &&
 		has_room_for_bytes(batch);
 }
 
