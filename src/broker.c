@@ -124,8 +124,12 @@ outbox_broker_configure(OutboxBroker *broker)
 void
 outbox_broker_follow(OutboxBroker *broker, const OutboxBroker *other)
 {
-	/* The next attempt takes the one after this. */
-	if (broker->state <= OUTBOX_BROKER_BACKOFF && broker->uri_count == other->uri_count)
+	/*
+	 * The next attempt takes the one after this. The other may be about to leave a
+	 * URI that is in the list no more.
+	 */
+	if (broker->state <= OUTBOX_BROKER_BACKOFF && broker->uri_count == other->uri_count &&
+		other->uri_index >= 0)
 		broker->uri_index = other->uri_index - 1;
 }
 

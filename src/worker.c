@@ -121,41 +121,53 @@ begin_session(bool writes)
 	return false;
 }
 
-static void
+/* True if it turns out to be lost. */
+static bool
 take_events_of(OutboxConnection *connection, OutboxTally *tally)
 {
 	OutboxConnections *connections = worker->publisher.connections;
 	OutboxBrokerEvent event;
+	bool		lost = false;
 
 	while (outbox_confirm_next_event(connection->broker, &event))
 	{
-		bool		lost = event.type == OUTBOX_EVENT_LOST;
 		const char *nonsense;
 
+		lost = lost || event.type == OUTBOX_EVENT_LOST;
 		/* That another one is lost the first one is about to say. */
 		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK &&
-			(!lost || connection == &connections->list[0]))
+			(event.type != OUTBOX_EVENT_LOST || connection == &connections->list[0]))
 			outbox_report_event(worker->slot, &event, connections);
 		nonsense = outbox_confirm_apply(worker->publisher.batch, connection->channel, &event,
 										tally);
 		if (nonsense)
 			outbox_broker_fail(connection->broker, nonsense);
-		if (lost)
-			outbox_connections_lost(connections, connection);
 	}
+	return lost;
 }
 
 static void
 take_events(void)
 {
-	OutboxPublisher *publisher = &worker->publisher;
+	OutboxConnections *connections = worker->publisher.connections;
+	OutboxConnection *lost = NULL;
 	OutboxTally tally = {0};
 
-	/* The first comes last, since it ends when another has. */
-	for (int i = publisher->connections->count - 1; i >= 0; i--)
-		take_events_of(&publisher->connections->list[i], &tally);
-	outbox_report_counts(worker->slot, publisher->batch->in_flight, &tally);
-	outbox_connections_watch(publisher->connections, worker->now);
+	/*
+	 * All have their say, what the broker had confirmed before included, before they
+	 * end because of one. The first comes last, since it ends when another has.
+	 */
+	for (int i = 1; i < connections->count; i++)
+	{
+		if (take_events_of(&connections->list[i], &tally))
+			lost = &connections->list[i];
+	}
+	if (lost)
+		outbox_connections_lost(connections, lost);
+	if (take_events_of(&connections->list[0], &tally))
+		outbox_connections_lost(connections, &connections->list[0]);
+	outbox_report_counts(worker->slot, worker->publisher.batch->in_flight, &tally);
+	outbox_connections_watch(connections, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
@@ -239,8 +251,13 @@ publish(void)
 			worker->next_due = outbox_pick_due(worker->now, publisher->batch->from_deferred,
 											   outbox_publish_deferred, publisher);
 		if (may_fill())
-			worker->hungry = outbox_publish_fill(publisher) > 0 ||
+		{
+			/* The rest of an old window says nothing about what has committed since. */
+			bool		is_new = outbox_cursor_at_end(publisher->cursor);
+
+			worker->hungry = outbox_publish_fill(publisher) > 0 || !is_new ||
 				!outbox_cursor_at_end(publisher->cursor);
+		}
 	}
 	outbox_publish_shut_gate(publisher, first);
 	outbox_session_commit();

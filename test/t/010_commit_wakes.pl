@@ -187,6 +187,17 @@ my $large = get_message();
 is($large->{body_length}, 500_000, 'a body of several frames arrives whole');
 is($large->{body}, '0123456789' x 50000, 'and unchanged');
 
+# What commits while there is no room for more is read once there is, although the worker
+# was woken for it while it had the rest of an older window to read.
+$broker->sigstop;
+$node->safe_psql('postgres', q{SELECT outbox.enqueue('', 'orders', repeat('0123456789', 500000))});
+$node->wait_status('the large message to be on its way', 'in_flight = 1');
+$node->safe_psql('postgres', q{SELECT outbox.enqueue('', 'orders', 'behind the large one'::text)});
+$broker->sigcont;
+wait_until('the message behind it, long before the next poll',
+	sub { grep { $_->{body} eq 'behind the large one' } $consumer->received }, 20);
+pass('a commit behind a full window is not forgotten');
+
 $node->wait_drained;
 is($node->status('dead'), 0, 'nothing ended in dead_letter');
 
