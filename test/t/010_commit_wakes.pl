@@ -191,7 +191,8 @@ is($large->{body}, '0123456789' x 50000, 'and unchanged');
 # was woken for it while it had the rest of an older window to read.
 $broker->sigstop;
 $node->safe_psql('postgres', q{SELECT outbox.enqueue('', 'orders', repeat('0123456789', 500000))});
-$node->wait_status('the large message to be on its way', 'in_flight = 1');
+ok($node->wait_for('the large message to be on its way', 'SELECT in_flight = 1 FROM outbox.status'),
+	'the large message fills the window');
 $node->safe_psql('postgres', q{SELECT outbox.enqueue('', 'orders', 'behind the large one'::text)});
 $broker->sigcont;
 wait_until('the message behind it, long before the next poll',
