@@ -37,7 +37,7 @@ close $out;
 
 sub transactions_per_second
 {
-	my (undef, $text) = $broker->capture({}, 'pgbench', $playground->psql_arguments, '-n',
+	my (undef, $text) = $broker->capture({ $playground->psql_environment }, 'pgbench', '-n',
 		'-c', $clients, '-j', $clients, '-T', $seconds, '-f', $script);
 
 	$text =~ /tps = ([\d.]+) \(without initial/ or die "pgbench: $text\n";

@@ -139,7 +139,7 @@ sub write_messages
 	  'SELECT count(', $contender->{call}->($payload), ") FROM generate_series(1, $per) i;\n";
 	close $out or die "steady.sql: $!";
 	unlink glob "$dir/steady.log.*";
-	my ($status, $text) = $broker->capture({}, 'pgbench', $contender->{playground}->psql_arguments, '-n',
+	my ($status, $text) = $broker->capture({ $contender->{playground}->psql_environment }, 'pgbench', '-n',
 		'-M', 'prepared', '-D', 'n=0', '-c', $rate < 100 ? 2 : 16, '-T', $seconds,
 		'--rate', $rate / $per, '-l', "--log-prefix=$dir/steady.log", '-f', "$dir/steady.sql");
 	die "pgbench: $text\n" if $status != 0 || $text =~ /ERROR|aborted/;
