@@ -253,7 +253,7 @@ sub queue_process
 	my ($act) = @_;
 
 	$broker->eval_erlang('begin {ok, Q} = rabbit_amqqueue:lookup('
-		  . qq({resource, <<"/">>, queue, <<"orders">>}), sys:$act(amqqueue:get_pid(Q)) end));
+		  . qq[{resource, <<"/">>, queue, <<"orders">>}), sys:$act(amqqueue:get_pid(Q)) end]);
 	return;
 }
 
