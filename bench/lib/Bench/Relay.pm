@@ -172,6 +172,8 @@ base_connstr = @{[ $self->_conninfo ]}
 database_list = @{[ $self->{playground}->dbname ]}
 pidfile = $self->{dir}/pgqd.pid
 ticker_period = $period
+retry_period = 5
+check_period = 5
 END
 	close $out or croak "pgqd.ini: $!";
 	push @{ $self->{processes} }, Outbox::Process->start(

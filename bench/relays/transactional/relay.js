@@ -13,6 +13,9 @@
 // Otherwise as its documentation advises for throughput: messages that may go in
 // parallel, large batches, no protection against poisonous messages (its default for an
 // outbox), and removal of what is done soon.
+//
+// Its replication listener does not survive the loss of the connection that removes:
+// that is left to whoever starts programs again.
 
 const {
 	createReplicationSemaphoreConcurrencyController,
@@ -44,7 +47,7 @@ const config = {
 		// of the other
 		nextMessagesFunctionSchema: 'transactional',
 		nextMessagesFunctionName: 'next_outbox_messages',
-		nextMessagesLockInMs: 60_000,
+		nextMessagesLockInMs: 15_000, // much more than a batch takes; a failed message waits so long
 		nextMessagesPollingIntervalInMs: options.pollMs,
 	},
 };
