@@ -76,6 +76,7 @@ sub table
 			$first = 0;
 		}
 	}
+	return "Not measured yet.\n" if @lines == 1;
 	splice @lines, 1, 0, [ map { '---' } @{ $lines[0] } ];
 	my %commands = map { $_->[1] => 1 } grep { $_->[0] =~ /(?:$pattern)/ } $bench->notes;
 	return join('', map { '| ' . join(' | ', @$_) . " |\n" } @lines)
