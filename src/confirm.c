@@ -12,9 +12,10 @@
  *		all that came behind it and answered for none, so the culprit cannot be
  *		told from the innocent. They are sent again one at a time
  *		(careful_until) until the channel closes on a message that is alone in
- *		flight on it. What is on its way on other channels is not concerned. If the broker's words blame an exchange, publish.c first looks
- *		for it among them (find_culprit), and then all goes on at full speed but
- *		for that exchange (breaker.c).
+ *		flight on it. What is on its way on other channels is not concerned. If
+ *		the broker's words blame an exchange, publish.c first looks for it among
+ *		them (find_culprit), and then all goes on at full speed but for that
+ *		exchange (breaker.c).
  *
  *		The broker is not trusted: a tag that is not in flight is reported, not
  *		looked up.

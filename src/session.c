@@ -6,7 +6,9 @@
  *		Locks are taken by ConditionalLockRelationOid() on all tables a
  *		transaction may touch, before it touches any. If one cannot be had
  *		(DROP EXTENSION, ALTER TABLE, an operator's LOCK), the transaction ends
- *		at once and the worker goes on serving the connection.
+ *		at once and the worker goes on serving the connection. With the locks
+ *		held, tables that an invalidation may have been about are looked at again
+ *		(take_tables).
  */
 #include "pgcompat.h"
 

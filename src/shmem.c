@@ -211,7 +211,9 @@ outbox_shmem_wake_worker(Oid dboid)
  * The worker takes the mark away before the snapshot with which it reads (publish() in
  * worker.c). Whoever finds it here has committed before that, and need not set the
  * latch: while the worker cannot publish, or is busy, commits do not disturb it. The
- * exchange is a barrier: the commit is visible before the mark is looked at.
+ * exchange is a barrier: the commit is visible before the mark is looked at. The mark
+ * is what counts, and the worker looks at it before it sleeps: a latch that is set while
+ * it waits for a lock is reset by that wait.
  */
 void
 outbox_shmem_announce_work(Oid dboid)

@@ -12,9 +12,10 @@ use Carp;
 use Cwd qw(abs_path);
 use File::Basename;
 use File::Temp;
-use POSIX ();
+use List::Util qw(sum0);
 use Time::HiRes qw(time);
 
+use Bench;
 use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
@@ -227,31 +228,7 @@ sub cpu_seconds
 {
 	my ($self) = @_;
 
-	return _cpu_of(map { $_->pid } @{ $self->{processes} // [] });
-}
-
-# CPU of the server's processes that work for it.
-sub server_cpu_seconds
-{
-	my ($self) = @_;
-
-	return _cpu_of(split /\n/, $self->{playground}->sql(
-		q{SELECT pid FROM pg_stat_activity WHERE application_name = 'relay'}));
-}
-
-sub _cpu_of
-{
-	my $ticks = 0;
-
-	for my $pid (@_)
-	{
-		open my $in, '<', "/proc/$pid/stat" or next;
-		my @fields = split / /, (<$in> // '') =~ s/^.*\) //r;
-
-		close $in;
-		$ticks += $fields[$_] for 11 .. 14;    # utime, stime, those of ended children
-	}
-	return $ticks / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+	return sum0(map { Bench::cpu_seconds($_) } $self->pids);
 }
 
 # Until $queue has $count messages, if it can be asked (a stream cannot), and all are
