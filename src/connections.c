@@ -195,6 +195,20 @@ outbox_connections_heard_from(const OutboxConnections *connections)
 	return true;
 }
 
+size_t
+outbox_connections_most_unsent(const OutboxConnections *connections)
+{
+	size_t		most = 0;
+
+	for (int i = 0; i < connections->count; i++)
+	{
+		const OutboxBuffer *output = outbox_broker_output(connections->list[i].broker);
+
+		most = Max(most, output->end - output->start);
+	}
+	return most;
+}
+
 TimestampTz
 outbox_connections_deadline(const OutboxConnections *connections)
 {

@@ -7,7 +7,9 @@
  *		straight into the buffer, and its payload detoasted just before: one
  *		message at a time is in memory twice. Sending is the broker's business
  *		and happens after the transaction; bytes behind OutboxBuffer.sendable
- *		stay until the durability gate (durable.c) has let them pass.
+ *		stay until the durability gate (durable.c) has let them pass. Encoding
+ *		keeps only so far ahead of the socket (OUTPUT_FULL): the broker works
+ *		on what was sent while more is read, however large the messages are.
  *
  *		A message whose destination is known not to work (breaker.c) is set
  *		aside instead, whatever way it came.
@@ -44,6 +46,14 @@
 #define HOLD_MS			300
 #define HOLD_INTERVAL_MS 5000
 
+/*
+ * Nothing more is encoded while a connection has so many bytes to send; when the
+ * most that one has is down to OUTPUT_LOW, more is read.  That is still some, so
+ * that the broker has work meanwhile.
+ */
+#define OUTPUT_FULL		((size_t) 1024 * 1024)
+#define OUTPUT_LOW		(OUTPUT_FULL / 4)
+
 static bool
 has_room_for_bytes(OutboxBatch *batch)
 {
@@ -57,13 +67,17 @@ outbox_publish_has_room(OutboxPublisher *publisher)
 
 	/* A transaction for each confirm would cost more than it gains. */
 	return (batch->in_flight == 0 || batch->in_flight <= outbox_batch_limit(batch) * 3 / 4) &&
-		has_room_for_bytes(batch);
+		has_room_for_bytes(batch) &&
+		outbox_connections_most_unsent(publisher->connections) <= OUTPUT_LOW;
 }
 
 static bool
-may_send_one_more(OutboxBatch *batch)
+may_send_one_more(OutboxPublisher *publisher)
 {
-	return batch->in_flight < outbox_batch_limit(batch) && has_room_for_bytes(batch);
+	OutboxBatch *batch = publisher->batch;
+
+	return batch->in_flight < outbox_batch_limit(batch) && has_room_for_bytes(batch) &&
+		outbox_connections_most_unsent(publisher->connections) < OUTPUT_FULL;
 }
 
 bool
@@ -262,7 +276,7 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 		if (batch->channels[i].find_culprit)
 			find_culprit(publisher, &batch->channels[i]);
 	}
-	while (may_send_one_more(batch) && rows++ < MAX_ROWS_PER_SESSION &&
+	while (may_send_one_more(publisher) && rows++ < MAX_ROWS_PER_SESSION &&
 		   (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
 		OutboxEntry *entry = outbox_batch_entry(batch, index);
@@ -273,7 +287,7 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 		else
 			send_again(publisher, index);
 	}
-	while (batch->resend < batch->tail && may_send_one_more(batch) &&
+	while (batch->resend < batch->tail && may_send_one_more(publisher) &&
 		   rows++ < MAX_ROWS_PER_SESSION)
 	{
 		index = batch->resend++;
@@ -317,7 +331,7 @@ outbox_publish_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 	OutboxPublisher *publisher = arg;
 	OutboxBatch *batch = publisher->batch;
 
-	if (!may_send_one_more(batch) || !outbox_batch_has_space(batch))
+	if (!may_send_one_more(publisher) || !outbox_batch_has_space(batch))
 		return OUTBOX_TAKEN_NOT;
 	admit(publisher, message, NULL, in_queue,
 		  !in_queue && belongs_behind(publisher, message));
@@ -411,7 +425,7 @@ outbox_publish_fill(OutboxPublisher *publisher)
 	if (!outbox_cursor_open(publisher->cursor))
 		return 0;
 	OUTBOX_FAULTPOINT("window-opened");
-	while (may_send_one_more(batch) && outbox_batch_has_space(batch) &&
+	while (may_send_one_more(publisher) && outbox_batch_has_space(batch) &&
 		   count < MAX_ROWS_PER_SESSION && outbox_cursor_next(publisher->cursor, &message))
 	{
 		admit(publisher, &message, outbox_cursor_window(publisher->cursor), false,

@@ -2,7 +2,8 @@
 # leaves within seconds of its return, the worker's own memory stays small, order is
 # kept; and that publishing them leaves no bloat while another session holds a
 # snapshot all the time: no dead tuple in any segment, the segments are emptied,
-# the progress tables stay as small as they were.
+# the progress tables stay as small as they were.  And that of large messages the
+# worker has in memory what goes to the socket next, not all that may be in flight.
 #
 # OUTBOX_TEST_MESSAGES sets another number.
 #
@@ -114,6 +115,30 @@ for my $message ($consumer->received)
 }
 is($disorder, 0, 'each message once, in order');
 is($number, $count, 'all of them');
+
+# Of a broker that hangs, the socket takes some megabytes, and then no more.
+my $large = 1000;
+$node->append_conf('postgresql.conf', "outbox.in_flight_bytes = '64MB'");
+$node->reload;
+$node->wait_drained;
+my $before = worker_memory();
+my $in_flight = 0;
+$broker->sigstop;
+$node->safe_psql('postgres',
+	"SELECT count(outbox.enqueue('', 'orders', repeat(i::text, 16000))) FROM generate_series(10000, 9999 + $large) i");
+wait_until(
+	'the socket to be full',
+	sub {
+		my $last = $in_flight;
+
+		$in_flight = worker('in_flight');
+		return $in_flight > 0 && $in_flight == $last;
+	},
+	30, 1000);
+$memory = worker_memory() - $before;
+cmp_ok($memory, '<', 16 * 1024, "80 kB each, $in_flight in flight: $memory kB more than before");
+$broker->sigcont;
+$consumer->wait_distinct($count + $large, 60);
 
 $consumer->stop;
 $node->stop;
