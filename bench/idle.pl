@@ -9,10 +9,9 @@
 #	per_poll     wakeups in relation to outbox.poll_interval
 #	cpu_ms_max, wakeups_max   of the worst of the ten
 #
-# Besides its poll a worker wakes for heartbeats: to send one, half of outbox.heartbeat
-# after it sent something, and when one of RabbitMQ's arrives, as often.  With the
-# defaults (5 s, 15 s) this makes 12 + 8 + 8 in a minute at most.  Of a relay and of
-# its server process all threads are counted.
+# A worker wakes to poll, and to send a heartbeat, half of outbox.heartbeat after it sent
+# something; with the defaults (5 s, 15 s) at the same time.  Those of RabbitMQ are read
+# along.  Of a relay and of its server process all threads are counted.
 #
 # Needs the relays (bench/relays).
 

@@ -242,10 +242,16 @@ outbox_broker_decode(OutboxBroker *broker, OutboxBrokerEvent *event)
 							   broker->frame_max, &frame);
 		if (frame.type == OUTBOX_FRAME_INCOMPLETE)
 		{
-			if (!broker->ending)
-				return false;
-			outbox_broker_become_lost(broker, event);
-			return true;
+			if (broker->ending)
+			{
+				outbox_broker_become_lost(broker, event);
+				return true;
+			}
+			/* A heartbeat wakes nobody: it is read when something else is due. */
+			outbox_transport_wake_from(&broker->transport,
+									   broker->state == OUTBOX_BROKER_READY && len == 0 ?
+									   OUTBOX_AMQP_OVERHEAD + 1 : 1);
+			return false;
 		}
 		if (frame.type == OUTBOX_FRAME_MALFORMED)
 		{

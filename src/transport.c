@@ -67,6 +67,7 @@ tcp_open(OutboxTransport *transport, const OutboxAddress *address)
 	}
 	transport->socket = fd;
 	transport->generation++;
+	transport->wake_from = 1;
 	set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
 	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
@@ -266,6 +267,15 @@ outbox_transport_expect_progress(OutboxTransport *transport, bool expect)
 	if (transport->socket != PGINVALID_SOCKET)
 		set_option(transport->socket, IPPROTO_TCP, TCP_USER_TIMEOUT,
 				   expect ? DEAD_PEER_MS : 0);
+}
+
+void
+outbox_transport_wake_from(OutboxTransport *transport, int bytes)
+{
+	if (transport->socket == PGINVALID_SOCKET || transport->wake_from == bytes)
+		return;
+	set_option(transport->socket, SOL_SOCKET, SO_RCVLOWAT, bytes);
+	transport->wake_from = bytes;
 }
 
 void

@@ -43,6 +43,7 @@ struct OutboxTransport
 	pgsocket	socket;
 	uint32		generation;		/* goes up with each socket opened or closed */
 	bool		connected;
+	int			wake_from;		/* bytes that make the socket readable */
 	bool		external;		/* a client certificate was shown: SASL EXTERNAL fits */
 	TimestampTz deadline;		/* of the whole connect */
 	TimestampTz address_deadline;	/* of the address being tried */
@@ -68,6 +69,13 @@ extern ssize_t outbox_transport_read(OutboxTransport *transport, void *data, siz
 extern ssize_t outbox_transport_write(OutboxTransport *transport, const void *data, size_t len);
 extern uint32 outbox_transport_wanted(const OutboxTransport *transport, bool reading, bool writing);
 extern bool outbox_transport_pending(const OutboxTransport *transport);
+
+/*
+ * From how many bytes on is the socket readable?  From the first, until this says
+ * otherwise; its end always makes it so. A refinement, which TLS, whose bytes are
+ * not those of the stream, will have to do without.
+ */
+extern void outbox_transport_wake_from(OutboxTransport *transport, int bytes);
 
 /* Is silence of the peer's kernel a sign of death (true from the start)? */
 extern void outbox_transport_expect_progress(OutboxTransport *transport, bool expect);
