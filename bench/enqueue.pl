@@ -43,6 +43,8 @@ GetOptions(
 	'size=i' => \(my $size = 200),
 	'count=i' => \(my $count = 1_000_000),
 	'transactions=i' => \(my $transactions = 20_000),
+	'contenders=s' => \(my $wanted = 'outbox,no-op,nothing,table,pgq,running'),
+	'synchronous=s' => \(my $synchronous_commit = 'on,off'),
 	'only=s' => \(my $only = 'tps,wal,bulk')) or exit 2;
 my %wanted = map { $_ => 1 } split /,/, $only;
 
@@ -201,8 +203,9 @@ sub compare_tps
 	my ($synchronous, $n) = @_;
 
 	$bench->turns("synchronous_commit $synchronous; $n client" . ($n == 1 ? '' : 's'), $rounds,
-		(map { my $name = $_; [ $name => sub { tps($name, 0, $synchronous, $n) } ] } @names),
-		[ running => sub { tps('outbox', 1, $synchronous, $n) } ]);
+		map { my $name = $_; [ $name => sub {
+			$name eq 'running' ? tps('outbox', 1, $synchronous, $n) : tps($name, 0, $synchronous, $n)
+		} ] } split /,/, $wanted);
 	return;
 }
 
@@ -281,7 +284,7 @@ if ($wanted{tps})
 {
 	for my $n (split /,/, $clients)
 	{
-		compare_tps($_, $n) for qw(on off);
+		compare_tps($_, $n) for split /,/, $synchronous_commit;
 	}
 }
 compare_wal() if $wanted{wal};
