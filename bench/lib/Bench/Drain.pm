@@ -26,14 +26,23 @@ sub new
 	my $in_flight_kb = POSIX::ceil($args{window} * ($args{size} + 1024) / 1024);
 	my $self = bless { watch => sub { return sub { } }, %args }, $class;
 
-	# the window of the others has no limit in bytes
+	# the window of the others has no limit in bytes; memory as PostgreSQL's manual suggests
 	$self->{playground} = Outbox::Playground->new(
 		dbname => 'bench',
 		schedulers => `nproc` + 0,
 		conf => join '', map { "$_\n" } "outbox.in_flight_messages = $args{window}",
-		"outbox.in_flight_bytes = ${in_flight_kb}kB", @{ $args{conf} // [] });
+		"outbox.in_flight_bytes = ${in_flight_kb}kB",
+		'shared_buffers = ' . int(memory_mb() / 4) . 'MB', @{ $args{conf} // [] });
 	$self->{playground}->wait_connected;
 	return $self;
+}
+
+sub memory_mb
+{
+	open my $in, '<', '/proc/meminfo' or die "/proc/meminfo: $!";
+	my ($kb) = map { /^MemTotal:\s+(\d+)/ ? $1 : () } <$in>;
+	close $in;
+	return $kb / 1024;
 }
 
 sub playground { return $_[0]{playground}; }
