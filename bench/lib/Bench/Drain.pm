@@ -48,6 +48,13 @@ sub memory_mb
 sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
+# The disk has nothing left to do from before: what a publisher sends, the broker writes.
+sub settle
+{
+	system('sync') == 0 or die "sync failed\n";
+	return;
+}
+
 sub new_queue
 {
 	my ($self) = @_;
@@ -92,6 +99,7 @@ SELECT count(outbox.enqueue('', '@{[QUEUE]}', payload)) FROM generate_series(1, 
 CHECKPOINT;
 END
 	my $pid = $playground->sql('SELECT worker_pid FROM outbox.status');
+	$self->settle;
 	my $end = $self->{watch}->();
 	my $cpu = run_seconds($pid);
 	my $seconds = $playground->sql(<<"SQL");
@@ -122,6 +130,7 @@ sub plain
 	my ($self) = @_;
 
 	$self->new_queue;
+	$self->settle;
 	my $end = $self->{watch}->();
 	my (undef, $out) = $self->broker->capture({}, 'bench/plain_publisher',
 		'--uri', $self->broker->uri, '--key', QUEUE, '--count', $self->{count},
@@ -145,6 +154,7 @@ sub relay
 	$relay->set_up;
 	$relay->enqueue_many($self->{count}, $self->{size}, QUEUE);
 	$database->sql('CHECKPOINT');
+	$self->settle;
 	$relay->start;
 	my $cpu = $relay->cpu_seconds;
 	my $seconds = $relay->wait_delivered($self->{queue} eq 'stream' ? undef : QUEUE, $self->{count}, 600);
