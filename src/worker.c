@@ -73,6 +73,7 @@ typedef struct Worker
 
 	bool		hungry;			/* there may be something to read */
 	bool		leaving;
+	bool		drain_first;	/* in this session */
 	bool		emptying_due;	/* progress was recorded since the last attempt */
 	TimestampTz now;
 	TimestampTz next_poll;
@@ -228,6 +229,33 @@ watch_gate(void)
 	}
 }
 
+/* What waits for destinations that work again. */
+static void
+drain(void)
+{
+	if (outbox_breakers_drain_due(worker->publisher.breakers))
+		outbox_publish_drain(&worker->publisher, may_fill(), worker->recorder.leftover == NIL);
+}
+
+/* What is due in deferred, and what has committed. */
+static void
+read_on(void)
+{
+	OutboxPublisher *publisher = &worker->publisher;
+
+	if (worker->next_due <= worker->now)
+		worker->next_due = outbox_pick_due(worker->now, publisher->batch->from_deferred,
+										   outbox_publish_deferred, publisher);
+	if (may_fill())
+	{
+		/* The rest of an old window says nothing about what has committed since. */
+		bool		is_new = outbox_cursor_at_end(publisher->cursor);
+
+		worker->hungry = outbox_publish_fill(publisher) > 0 || !is_new ||
+			!outbox_cursor_at_end(publisher->cursor);
+	}
+}
+
 static void
 publish(void)
 {
@@ -245,19 +273,13 @@ publish(void)
 	outbox_publish_unsent(publisher);
 	if (!outbox_publish_has_unsent(publisher))
 	{
-		if (outbox_breakers_drain_due(publisher->breakers))
-			outbox_publish_drain(publisher, may_fill(), worker->recorder.leftover == NIL);
-		if (worker->next_due <= worker->now)
-			worker->next_due = outbox_pick_due(worker->now, publisher->batch->from_deferred,
-											   outbox_publish_deferred, publisher);
-		if (may_fill())
-		{
-			/* The rest of an old window says nothing about what has committed since. */
-			bool		is_new = outbox_cursor_at_end(publisher->cursor);
-
-			worker->hungry = outbox_publish_fill(publisher) > 0 || !is_new ||
-				!outbox_cursor_at_end(publisher->cursor);
-		}
+		/* Of large messages, either may take all the room: each goes first in turn. */
+		worker->drain_first = !worker->drain_first;
+		if (worker->drain_first)
+			drain();
+		read_on();
+		if (!worker->drain_first)
+			drain();
 	}
 	outbox_publish_shut_gate(publisher, first);
 	outbox_session_commit();
