@@ -353,6 +353,7 @@ outbox_broker_close(OutboxBroker *broker)
 	if (broker->state >= OUTBOX_BROKER_CHANNEL && !broker->ending &&
 		outbox_broker_can_control(broker))
 	{
+		outbox_transport_discard_input(&broker->transport);
 		outbox_amqp_put_connection_close(&broker->control);
 		outbox_broker_farewell(broker);
 	}

@@ -279,6 +279,19 @@ outbox_transport_wake_from(OutboxTransport *transport, int bytes)
 }
 
 void
+outbox_transport_discard_input(OutboxTransport *transport)
+{
+	char		unread[4096];
+
+	/* A peer that sends faster than this reads has no claim to manners. */
+	for (int i = 0; i < 64 && transport->connected; i++)
+	{
+		if (outbox_transport_read(transport, unread, sizeof(unread)) <= 0)
+			break;
+	}
+}
+
+void
 outbox_transport_close(OutboxTransport *transport)
 {
 	if (transport->ops != NULL)

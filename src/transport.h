@@ -80,6 +80,12 @@ extern void outbox_transport_wake_from(OutboxTransport *transport, int bytes);
 /* Is silence of the peer's kernel a sign of death (true from the start)? */
 extern void outbox_transport_expect_progress(OutboxTransport *transport, bool expect);
 
+/*
+ * Before the close: what has arrived is of no interest any more. Unread, it would make
+ * the kernel reset the connection, and the peer lose what was sent last.
+ */
+extern void outbox_transport_discard_input(OutboxTransport *transport);
+
 /* Safe at any time, also if nothing is open. */
 extern void outbox_transport_close(OutboxTransport *transport);
 
