@@ -111,6 +111,20 @@ outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key)
 	return found != NULL && found->refused + found->behind > 0;
 }
 
+static bool
+has_turn(const OutboxKey *key)
+{
+	return key->first_waiting == OUTBOX_NO_ENTRY && key->turns < outbox_in_flight_per_key;
+}
+
+bool
+outbox_batch_key_has_turn(OutboxBatch *batch, OutboxBytes key)
+{
+	OutboxKey  *found = find_key(batch, key, false);
+
+	return found == NULL || has_turn(found);
+}
+
 uint64
 outbox_batch_append(OutboxBatch *batch, const OutboxMessage *message,
 					struct OutboxWindow *window)
@@ -187,7 +201,7 @@ outbox_batch_take_turn(OutboxBatch *batch, uint64 index)
 		return true;
 	if (key->refused > 0)
 		settle_behind(entry);
-	else if (key->first_waiting == OUTBOX_NO_ENTRY && key->turns < outbox_in_flight_per_key)
+	else if (has_turn(key))
 	{
 		give_turn(entry);
 		return true;

@@ -196,17 +196,17 @@ outbox_connections_heard_from(const OutboxConnections *connections)
 }
 
 size_t
-outbox_connections_most_unsent(const OutboxConnections *connections)
+outbox_connections_least_unsent(const OutboxConnections *connections)
 {
-	size_t		most = 0;
+	size_t		least = SIZE_MAX;
 
 	for (int i = 0; i < connections->count; i++)
 	{
 		const OutboxBuffer *output = outbox_broker_output(connections->list[i].broker);
 
-		most = Max(most, output->end - output->start);
+		least = Min(least, output->end - output->start);
 	}
-	return most;
+	return least;
 }
 
 TimestampTz

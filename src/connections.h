@@ -63,8 +63,8 @@ extern const char *outbox_connections_broker_name(const OutboxConnections *conne
 extern TimestampTz outbox_connections_since(const OutboxConnections *connections);
 extern bool outbox_connections_heard_from(const OutboxConnections *connections);
 
-/* Bytes appended and not yet sent, on the one that has the most of them. */
-extern size_t outbox_connections_most_unsent(const OutboxConnections *connections);
+/* Bytes appended and not yet sent, on the one that has the fewest of them. */
+extern size_t outbox_connections_least_unsent(const OutboxConnections *connections);
 
 /* The latest moment of the next turn; DT_NOEND if there is none. */
 extern TimestampTz outbox_connections_deadline(const OutboxConnections *connections);

@@ -47,9 +47,9 @@
 #define HOLD_INTERVAL_MS 5000
 
 /*
- * Nothing more is encoded while a connection has so many bytes to send; when the
- * most that one has is down to OUTPUT_LOW, more is read.  That is still some, so
- * that the broker has work meanwhile.
+ * Nothing more is encoded while each connection has so many bytes to send; when one
+ * is down to OUTPUT_LOW, more is read.  That is still some, so that the broker has
+ * work meanwhile.  One that is read slowly holds up no other.
  */
 #define OUTPUT_FULL		((size_t) 1024 * 1024)
 #define OUTPUT_LOW		(OUTPUT_FULL / 4)
@@ -68,7 +68,7 @@ outbox_publish_has_room(OutboxPublisher *publisher)
 	/* A transaction for each confirm would cost more than it gains. */
 	return (batch->in_flight == 0 || batch->in_flight <= outbox_batch_limit(batch) * 3 / 4) &&
 		has_room_for_bytes(batch) &&
-		outbox_connections_most_unsent(publisher->connections) <= OUTPUT_LOW;
+		outbox_connections_least_unsent(publisher->connections) <= OUTPUT_LOW;
 }
 
 static bool
@@ -77,7 +77,7 @@ may_send_one_more(OutboxPublisher *publisher)
 	OutboxBatch *batch = publisher->batch;
 
 	return batch->in_flight < outbox_batch_limit(batch) && has_room_for_bytes(batch) &&
-		outbox_connections_most_unsent(publisher->connections) < OUTPUT_FULL;
+		outbox_connections_least_unsent(publisher->connections) < OUTPUT_FULL;
 }
 
 bool
@@ -331,7 +331,11 @@ outbox_publish_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 	OutboxPublisher *publisher = arg;
 	OutboxBatch *batch = publisher->batch;
 
-	if (!may_send_one_more(publisher) || !outbox_batch_has_space(batch))
+	/* What will wait for its turn needs no room in the output. */
+	if (!outbox_batch_has_space(batch) ||
+		(!may_send_one_more(publisher) &&
+		 (message->ordering_key.data == NULL ||
+		  outbox_batch_key_has_turn(batch, message->ordering_key))))
 		return OUTBOX_TAKEN_NOT;
 	admit(publisher, message, NULL, in_queue,
 		  !in_queue && belongs_behind(publisher, message));
