@@ -179,7 +179,7 @@ static const IntSetting int_settings[] = {
 		"outbox.heartbeat", &outbox_heartbeat,
 		15, 1, 3600, GUC_UNIT_S,
 		"Sets the heartbeat interval asked of the broker.",
-		"A connection on which nothing arrives for two intervals is given up. "
+		"A connection on which nothing arrives for two intervals to three is given up. "
 		"Values below 5 s give false alarms."
 	},
 	{
