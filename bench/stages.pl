@@ -7,7 +7,8 @@
 #	publisher, reader, channel, queue, wal, writer
 #	       share of the time that its process runs: of the publisher by its CPU, of the
 #	       others by looking often
-#	syncs  fsync() of the broker per thousand messages (classic queues only)
+#	syncs, sync_ms, write_ms   of the broker per thousand messages: calls of fsync(), and
+#	       the time in fsync() and in write() (classic queues only)
 
 use strict;
 use warnings FATAL => 'all';
@@ -87,33 +88,41 @@ sub shares
 	return map { $_ => $seen{$_} / @lines / LOOKS } grep { $_ ne 'others' } keys %seen;
 }
 
-sub syncs
+# What the broker's processes have done to files so far; milliseconds, but for the calls.
+sub file_work
 {
 	my ($drain) = @_;
-	my $answer = $drain->broker->eval_erlang(
-		'proplists:get_value({io_sync, count}, file_handle_cache_stats:get(), 0)');
+	my $answer = $drain->broker->eval_erlang(<<'END');
+[proplists:get_value(Key, file_handle_cache_stats:get(), 0) ||
+	Key <- [{io_sync, count}, {io_sync, time}, {io_write, time}]]
+END
+	my ($syncs, $sync_us, $write_us) = $answer =~ /^\{ok,\s*\[(\d+),(\d+),(\d+)\]/
+	  or die "file_handle_cache_stats: $answer\n";
 
-	return ($answer =~ /^\{ok,\s*(\d+)/)[0];
+	return (syncs => $syncs, sync_ms => $sync_us / 1000, write_ms => $write_us / 1000);
 }
 
 my $bench = Bench->new('stages');
 
 for my $type (split /,/, $types)
 {
-	my ($drain, $file, $syncs);
+	my ($drain, $file, %work);
 	my $watch = sub {
-		my $before = syncs($drain);
+		my %before = file_work($drain);
 		my $looking = start_looking($drain, $file);
 
-		return sub { $looking->kill9; $syncs = (syncs($drain) - $before) * 1000 / $count; };
+		return sub {
+			$looking->kill9;
+			%work = file_work($drain);
+			$work{$_} = ($work{$_} - $before{$_}) * 1000 / $count for keys %work;
+		};
 	};
 	my $turn = sub {
 		my ($publisher) = @_;
 		my $figures = $drain->$publisher;
 
 		$figures->{publisher} = delete($figures->{cpu_us}) * $figures->{rate} / 1e6;
-		$figures->{syncs} = $syncs if $type eq 'classic';
-		return { %$figures, shares($file) };
+		return { %$figures, shares($file), $type eq 'classic' ? %work : () };
 	};
 
 	$drain = Bench::Drain->new(
@@ -126,4 +135,4 @@ for my $type (split /,/, $types)
 	$bench->turns("$type queue 200 B", $rounds,
 		map { my $publisher = $_; [ $_ => sub { $turn->($publisher) } ] } qw(plain outbox));
 }
-$bench->finish(figures => [qw(rate publisher reader channel queue wal writer syncs)]);
+$bench->finish(figures => [qw(rate publisher reader channel queue wal writer syncs sync_ms write_ms)]);
