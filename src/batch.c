@@ -38,6 +38,7 @@
 /* So many may wait for a turn: of one key, and in all. */
 #define WAITING_PER_KEY 1000
 #define WAITING_IN_ALL	(OUTBOX_BATCH_SIZE / 2)
+#define FEW_WAITING		4		/* of a key, while there is no room to send */
 
 OutboxBatch *
 outbox_batch_create(MemoryContext context)
@@ -118,11 +119,11 @@ has_turn(const OutboxKey *key)
 }
 
 bool
-outbox_batch_key_has_turn(OutboxBatch *batch, OutboxBytes key)
+outbox_batch_would_wait(OutboxBatch *batch, OutboxBytes key)
 {
 	OutboxKey  *found = find_key(batch, key, false);
 
-	return found == NULL || has_turn(found);
+	return found != NULL && !has_turn(found) && found->waiting < FEW_WAITING;
 }
 
 uint64

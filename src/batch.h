@@ -204,8 +204,8 @@ extern bool outbox_batch_head_settled(OutboxBatch *batch);
 /* Is there one of its key, settled and not recorded, that it must stay behind? */
 extern bool outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key);
 
-/* Would the next one of its key be sent at once, as far as the key is concerned? */
-extern bool outbox_batch_key_has_turn(OutboxBatch *batch, OutboxBytes key);
+/* Would one more of its key wait for its turn, behind a few others at most? */
+extern bool outbox_batch_would_wait(OutboxBatch *batch, OutboxBytes key);
 
 /* May another message be appended? */
 static inline bool

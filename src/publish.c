@@ -49,7 +49,8 @@
 /*
  * Nothing more is encoded while each connection has so many bytes to send; when one
  * is down to OUTPUT_LOW, more is read.  That is still some, so that the broker has
- * work meanwhile.  One that is read slowly holds up no other.
+ * work meanwhile.  One that is read slowly holds up no other, until it has all that
+ * may be in flight.
  */
 #define OUTPUT_FULL		((size_t) 1024 * 1024)
 #define OUTPUT_LOW		(OUTPUT_FULL / 4)
@@ -331,11 +332,14 @@ outbox_publish_deferred(void *arg, const OutboxMessage *message, bool in_queue)
 	OutboxPublisher *publisher = arg;
 	OutboxBatch *batch = publisher->batch;
 
-	/* What will wait for its turn needs no room in the output. */
+	/*
+	 * What will wait for its turn needs no room in the output: without a few of
+	 * those, a queue of large messages would go out one by one with a record in between.
+	 */
 	if (!outbox_batch_has_space(batch) ||
 		(!may_send_one_more(publisher) &&
 		 (message->ordering_key.data == NULL ||
-		  outbox_batch_key_has_turn(batch, message->ordering_key))))
+		  !outbox_batch_would_wait(batch, message->ordering_key))))
 		return OUTBOX_TAKEN_NOT;
 	admit(publisher, message, NULL, in_queue,
 		  !in_queue && belongs_behind(publisher, message));

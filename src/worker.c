@@ -73,7 +73,7 @@ typedef struct Worker
 
 	bool		hungry;			/* there may be something to read */
 	bool		leaving;
-	bool		drain_first;	/* in this session */
+	bool		drain_first;	/* before what is new */
 	bool		emptying_due;	/* progress was recorded since the last attempt */
 	TimestampTz now;
 	TimestampTz next_poll;
@@ -273,13 +273,16 @@ publish(void)
 	outbox_publish_unsent(publisher);
 	if (!outbox_publish_has_unsent(publisher))
 	{
+		uint64		tail = publisher->batch->tail;
+
 		/* Of large messages, either may take all the room: each goes first in turn. */
-		worker->drain_first = !worker->drain_first;
 		if (worker->drain_first)
 			drain();
 		read_on();
 		if (!worker->drain_first)
 			drain();
+		if (publisher->batch->tail > tail)
+			worker->drain_first = !worker->drain_first;
 	}
 	outbox_publish_shut_gate(publisher, first);
 	outbox_session_commit();
