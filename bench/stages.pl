@@ -93,10 +93,10 @@ sub file_work
 {
 	my ($drain) = @_;
 	my $answer = $drain->broker->eval_erlang(<<'END');
-[proplists:get_value(Key, file_handle_cache_stats:get(), 0) ||
-	Key <- [{io_sync, count}, {io_sync, time}, {io_write, time}]]
+list_to_tuple([proplists:get_value(Key, file_handle_cache_stats:get(), 0) ||
+	Key <- [{io_sync, count}, {io_sync, time}, {io_write, time}]])
 END
-	my ($syncs, $sync_us, $write_us) = $answer =~ /^\{ok,\s*\[(\d+),(\d+),(\d+)\]/
+	my ($syncs, $sync_us, $write_us) = $answer =~ /^\{ok,\s*\{(\d+),\s*(\d+),\s*(\d+)\}/
 	  or die "file_handle_cache_stats: $answer\n";
 
 	return (syncs => $syncs, sync_ms => $sync_us / 1000, write_ms => $write_us / 1000);
