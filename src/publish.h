@@ -38,7 +38,10 @@ extern bool outbox_publish_encode(OutboxBroker *broker, MemoryContext scratch,
 /* May what was read be sent?  Lets it go if so; nothing may be read while not. */
 extern bool outbox_publish_gate_open(OutboxPublisher *publisher);
 
-/* Are few enough in flight, and on their way to the socket, to send more?  Answers in runs, to refill in runs. */
+/*
+ * Are few enough in flight, and on their way to the socket, to send more?  Answers
+ * in runs, to refill in runs.
+ */
 extern bool outbox_publish_has_room(OutboxPublisher *publisher);
 
 /* Entries that were read before are to be sent (again). */
