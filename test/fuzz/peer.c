@@ -276,9 +276,12 @@ heard_tune_ok(const unsigned char *at, size_t len)
 
 	if (len != 8)
 		conversation_failed("tune-ok of %zu bytes", len);
-	if (size < 4096 || size > 131072 || (tune.frame_max != 0 && size > tune.frame_max))
+	if (size < 4096 || size > 131072)
+		conversation_failed("tune-ok with frame_max %u", size);
+	/* A tune whose bytes were mutated said something else than `tune`. */
+	if (!peer.may_lie && tune.frame_max != 0 && size > tune.frame_max)
 		conversation_failed("tune-ok with frame_max %u for %u", size, tune.frame_max);
-	if (tune.channel_max != 0 && number_at(at, 2) > tune.channel_max)
+	if (!peer.may_lie && tune.channel_max != 0 && number_at(at, 2) > tune.channel_max)
 		conversation_failed("tune-ok with channel_max %d", (int) number_at(at, 2));
 	frame_max = size;
 	heartbeat = (int) number_at(at + 6, 2);
