@@ -247,7 +247,10 @@ outbox_broker_decode(OutboxBroker *broker, OutboxBrokerEvent *event)
 				outbox_broker_become_lost(broker, event);
 				return true;
 			}
-			/* A heartbeat wakes nobody: it is read when something else is due. */
+			/*
+			 * A heartbeat by itself wakes nobody.  Of a frame that has begun any
+			 * byte may be the last.
+			 */
 			outbox_transport_wake_from(&broker->transport,
 									   broker->state == OUTBOX_BROKER_READY && len == 0 ?
 									   OUTBOX_AMQP_OVERHEAD + 1 : 1);

@@ -48,7 +48,7 @@ sub memory_mb
 sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
-# The disk has nothing left to do from before: what a publisher sends, the broker writes.
+# The broker writes to the disk on which the messages were just stored: let that be over.
 sub settle
 {
 	system('sync') == 0 or die "sync failed\n";
