@@ -1,7 +1,8 @@
 #!/usr/bin/perl
 #
 # ./dev bench relays [NAME...]: how fast others (bench/relays) publish what is already
-# committed, beside outbox.  As `drain`, with fewer messages, since they take longer.
+# committed, beside outbox, as in `drain`.  A slow one gets at most --slow messages: 500,000
+# would take it ten minutes in each turn.
 #
 # Needs the relays
 
@@ -15,7 +16,8 @@ use Bench::Drain;
 use Bench::Relay;
 
 GetOptions(
-	'count=i' => \(my $count = 20_000),
+	'count=i' => \(my $count = 500_000),
+	'slow=i' => \(my $slow = 20_000),
 	'sizes=s' => \(my $sizes = '200'),
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
@@ -35,7 +37,7 @@ for my $type (split /,/, $types)
 
 		$bench->turns("$type queue $size B", $rounds,
 			[ outbox => sub { $drain->outbox } ],
-			map { my $name = $_; [ $name => sub { $drain->relay($name) } ] }
+			map { my $name = $_; [ $name => sub { $drain->relay($name, Bench::Relay->slow($name) ? $slow : undef) } ] }
 			  @ARGV ? @ARGV : Bench::Relay->names);
 	}
 }

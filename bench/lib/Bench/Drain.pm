@@ -9,7 +9,7 @@ use warnings FATAL => 'all';
 use Exporter 'import';
 use POSIX ();
 
-use Bench qw(run_seconds);
+use Bench qw(minimum run_seconds);
 use Bench::Relay;
 use Outbox::Playground;
 
@@ -67,21 +67,21 @@ sub new_queue
 # A stream only estimates how much is in it.
 sub check_queue
 {
-	my ($self) = @_;
+	my ($self, $count) = @_;
 
 	return if $self->{queue} eq 'stream';
 	my $stored = $self->broker->amqp('count', QUEUE);
 
-	die "the queue has $stored messages instead of $self->{count}\n" if $stored < $self->{count};
+	die "the queue has $stored messages instead of $count\n" if $stored < $count;
 	return;
 }
 
 # Messages a second, and microseconds of CPU for each.
 sub figures
 {
-	my ($self, $seconds, $cpu) = @_;
+	my ($count, $seconds, $cpu) = @_;
 
-	return { rate => $self->{count} / $seconds, cpu_us => $cpu * 1e6 / $self->{count} };
+	return { rate => $count / $seconds, cpu_us => $cpu * 1e6 / $count };
 }
 
 # What is enqueued while the worker is paused, from resume() to the last confirm.
@@ -119,9 +119,9 @@ SELECT extract(epoch FROM clock_timestamp() - :'start');
 SQL
 	$cpu = run_seconds($pid) - $cpu;
 	$end->();
-	$self->check_queue;
+	$self->check_queue($self->{count});
 	$playground->wait_drained(60);
-	return $self->figures($seconds, $cpu);
+	return figures($self->{count}, $seconds, $cpu);
 }
 
 # A plain librabbitmq program that has the same messages in memory.
@@ -138,31 +138,32 @@ sub plain
 	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
 	  or die "plain_publisher: $out\n";
 	$end->();
-	$self->check_queue;
-	return $self->figures($seconds, $cpu * $self->{count} / 1e6);
+	$self->check_queue($self->{count});
+	return figures($self->{count}, $seconds, $cpu * $self->{count} / 1e6);
 }
 
 # A relay (Bench::Relay), in a database that is new in each turn.  The CPU is that of its
-# own processes.
+# own processes.  most: it gets no more messages than that.
 sub relay
 {
-	my ($self, $name) = @_;
+	my ($self, $name, $most) = @_;
+	my $count = minimum($self->{count}, $most // ());
 	my $database = $self->{playground}->create_database('relay');
 	my $relay = Bench::Relay->new(name => $name, playground => $database, window => $self->{window});
 
 	$self->new_queue;
 	$relay->set_up;
-	$relay->enqueue_many($self->{count}, $self->{size}, QUEUE);
+	$relay->enqueue_many($count, $self->{size}, QUEUE);
 	$database->sql('CHECKPOINT');
 	$self->settle;
 	$relay->start;
 	my $cpu = $relay->cpu_seconds;
-	my $seconds = $relay->wait_delivered($self->{queue} eq 'stream' ? undef : QUEUE, $self->{count}, 600);
+	my $seconds = $relay->wait_delivered($count, 600);
 	$cpu = $relay->cpu_seconds - $cpu;
 	$relay->stop;
-	$self->check_queue;
+	$self->check_queue($count);
 	$database->drop_database;
-	return $self->figures($seconds, $cpu);
+	return figures($count, $seconds, $cpu);
 }
 
 1;
