@@ -18,13 +18,14 @@ our @EXPORT_OK = qw(QUEUE);
 use constant QUEUE => 'bench';
 
 # count, size (bytes), window (messages unconfirmed at most), queue (its type);
-# conf: more lines for postgresql.conf; watch: called when publishing begins, returns
-# what is to be called at its end
+# rest = 10: seconds before each turn in which nothing is written; conf: more lines for
+# postgresql.conf; watch: called when publishing begins, returns what is to be called at
+# its end
 sub new
 {
 	my ($class, %args) = @_;
 	my $in_flight_kb = POSIX::ceil($args{window} * ($args{size} + 1024) / 1024);
-	my $self = bless { watch => sub { return sub { } }, %args }, $class;
+	my $self = bless { rest => 10, watch => sub { return sub { } }, %args }, $class;
 
 	# the window of the others has no limit in bytes; memory as PostgreSQL's manual suggests
 	$self->{playground} = Outbox::Playground->new(
@@ -48,10 +49,15 @@ sub memory_mb
 sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
-# The broker writes to the disk on which the messages were just stored: let that be over.
+# The broker writes to the disk on which the messages were just stored: let that be
+# over.  A virtual disk is also slower for a while after much was written to it, which
+# would be the disadvantage of those whose messages come from a table: rest.
 sub settle
 {
+	my ($self) = @_;
+
 	system('sync') == 0 or die "sync failed\n";
+	sleep $self->{rest};
 	return;
 }
 
