@@ -82,7 +82,7 @@ my @TABLE = (
 		setting => $CONFIRMS, growing => 1, state => 'idle', then => $STALLED ],
 	# more than the sockets hold
 	'does not read' => [
-		{ deaf => 1 }, 'left RabbitMQ at "%s": the oldest of ',
+		{ deaf => 'all' }, 'left RabbitMQ at "%s": the oldest of ',
 		setting => $CONFIRMS, size => 1_500_000, state => 'idle', then => $STALLED ]);
 
 my $broker = Outbox::Broker->new;

@@ -19,13 +19,14 @@ package Outbox::FakeBroker;
 #	reset => STEP         the same with a TCP reset
 #	refuse => [STEP, CODE, TEXT]    the same with connection.close
 #	down => 1             does not listen, and closes what is there
-#	deaf => 1             reads nothing once ready
+#	deaf => NUMBER        reads nothing from this connection once ready; 'all': from none
 #	heartbeats => 0       sends none
 #	blocked => TEXT       connection.blocked
 #	answer => ANSWER      to each message
 #	by_key => {ROUTING_KEY => ANSWER}, by_exchange => {EXCHANGE => ANSWER}
 #
-# where ANSWER is 'ack', 'nack', 'return', 'none', or [CODE, TEXT]: close the channel.
+# where ANSWER is 'ack', 'nack', 'return', 'none', 'later' (ack when the next orders
+# come), or [CODE, TEXT]: close the channel.
 
 use strict;
 use warnings FATAL => 'all';

@@ -79,7 +79,11 @@ sub _take_orders
 	for my $connection (values %{ $fake->{by_socket} })
 	{
 		if ($orders->{down}) { _drop($fake, $connection); }
-		elsif ($connection->{step} eq 'ready') { _become_ready($fake, $connection); }
+		elsif ($connection->{step} eq 'ready')
+		{
+			_confirm($fake, $connection, $_) for splice @{ $connection->{later} };
+			_become_ready($fake, $connection);
+		}
 	}
 	syswrite $fake->{control}, "done\n";
 	return 1;
@@ -190,7 +194,14 @@ sub _beat
 	return;
 }
 
-sub _deaf { return $_[0]{orders}{deaf} && $_[1]{step} eq 'ready'; }
+sub _deaf
+{
+	my ($fake, $connection) = @_;
+
+	return $connection->{step} eq 'ready' &&
+	  ($fake->{orders}{deaf} // '') =~ /^(?:all|$connection->{number})$/;
+}
+
 sub _stalls { return ($_[0]{orders}{stall} // '') eq $_[1]; }
 
 # Do what was ordered for a step; false if that is to take it.
@@ -230,6 +241,7 @@ sub _reach
 		$send->(1, 85, 11);
 		$connection->{step} = 'ready';
 		$connection->{tag} = 0;
+		$connection->{later} = [];
 		_become_ready($fake, $connection);
 	}
 	return;
@@ -333,9 +345,16 @@ sub _message
 		_send($fake, $connection, HEADER, 1, $message->{header});
 		_send($fake, $connection, BODY, 1, $_) for @{ $message->{bodies} };
 	}
-	return if $answer eq 'none';
-	_method($fake, $connection, 1, 60, $answer eq 'nack' ? 120 : 80,
-		pack('Q>C', $connection->{tag}, 0));
+	if ($answer eq 'later') { push @{ $connection->{later} }, $connection->{tag}; }
+	elsif ($answer ne 'none') { _confirm($fake, $connection, $connection->{tag}, $answer eq 'nack'); }
+	return;
+}
+
+sub _confirm
+{
+	my ($fake, $connection, $tag, $nack) = @_;
+
+	_method($fake, $connection, 1, 60, $nack ? 120 : 80, pack('Q>C', $tag, 0));
 	return;
 }
 
