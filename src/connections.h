@@ -10,6 +10,8 @@
 #include "broker.h"
 #include "stall.h"
 
+struct OutboxSlot;
+
 typedef struct OutboxConnection
 {
 	OutboxBroker *broker;
@@ -39,11 +41,12 @@ extern void outbox_connections_configure(OutboxConnections *connections);
 /* One turn of each, as of a broker. */
 extern void outbox_connections_turn(OutboxConnections *connections, TimestampTz now);
 
-/* One of them has been lost, and the batch knows it: so are all. */
-extern void outbox_connections_lost(OutboxConnections *connections, OutboxConnection *lost);
-
-/* End those of which an answer is overdue (stall.c). */
-extern void outbox_connections_watch(OutboxConnections *connections, TimestampTz now);
+/*
+ * Take what the brokers have said: to the batch, to the log and to outbox.status. If
+ * one is lost, or overdue with an answer (stall.c), all end.
+ */
+extern void outbox_connections_take_events(OutboxConnections *connections,
+										   struct OutboxSlot *slot, TimestampTz now);
 
 /* The first leads: the others go where it is. */
 static inline OutboxBroker *

@@ -122,53 +122,10 @@ begin_session(bool writes)
 	return false;
 }
 
-/* True if it turns out to be lost. */
-static bool
-take_events_of(OutboxConnection *connection, OutboxTally *tally)
-{
-	OutboxConnections *connections = worker->publisher.connections;
-	OutboxBrokerEvent event;
-	bool		lost = false;
-
-	while (outbox_confirm_next_event(connection->broker, &event))
-	{
-		const char *nonsense;
-
-		lost = lost || event.type == OUTBOX_EVENT_LOST;
-		/* That another one is lost the first one is about to say. */
-		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK &&
-			(event.type != OUTBOX_EVENT_LOST || connection == &connections->list[0]))
-			outbox_report_event(worker->slot, &event, connections);
-		nonsense = outbox_confirm_apply(worker->publisher.batch, connection->channel, &event,
-										tally);
-		if (nonsense)
-			outbox_broker_fail(connection->broker, nonsense);
-	}
-	return lost;
-}
-
 static void
 take_events(void)
 {
-	OutboxConnections *connections = worker->publisher.connections;
-	OutboxConnection *lost = NULL;
-	OutboxTally tally = {0};
-
-	/*
-	 * All have their say, what the broker had confirmed before included, before they
-	 * end because of one. The first comes last, since it ends when another has.
-	 */
-	for (int i = 1; i < connections->count; i++)
-	{
-		if (take_events_of(&connections->list[i], &tally))
-			lost = &connections->list[i];
-	}
-	if (lost)
-		outbox_connections_lost(connections, lost);
-	if (take_events_of(&connections->list[0], &tally))
-		outbox_connections_lost(connections, &connections->list[0]);
-	outbox_report_counts(worker->slot, worker->publisher.batch->in_flight, &tally);
-	outbox_connections_watch(connections, worker->now);
+	outbox_connections_take_events(worker->publisher.connections, worker->slot, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */

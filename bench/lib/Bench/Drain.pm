@@ -50,8 +50,7 @@ sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
 # The broker writes to the disk on which the messages were just stored: let that be
-# over.  A virtual disk is also slower for a while after much was written to it, which
-# would be the disadvantage of those whose messages come from a table: rest.
+# over, and the disk rest, in case it is slower for a while after much was written.
 sub settle
 {
 	my ($self) = @_;
