@@ -4,7 +4,7 @@
 # librabbitmq program, publishes as fast as it can.  The stages of RabbitMQ are Erlang
 # processes, which one core at a time can run; the busiest of them is the limit.
 #
-#	publisher, reader, channel, queue, wal, writer
+#	publisher, reader, channel, queue, wal, segments, writer
 #	       share of the time that its process runs: of the publisher by its CPU, of the
 #	       others by looking often
 #	syncs, sync_ms, write_ms   of the broker per thousand messages: calls of fsync(), and
@@ -22,6 +22,7 @@ use Outbox::Process;
 
 GetOptions(
 	'count=i' => \(my $count = 100_000),
+	'size=i' => \(my $size = 200),
 	'rounds=i' => \(my $rounds = 3),
 	'queues=s' => \(my $types = 'classic,quorum,stream')) or exit 2;
 
@@ -32,6 +33,7 @@ my %stage = (
 	rabbit_prequeue => 'queue',
 	ra_server_proc => 'queue',
 	ra_log_wal => 'wal',
+	ra_log_segment_writer => 'segments',
 	osiris_writer => 'queue',
 	rabbit_writer => 'writer');
 
@@ -127,12 +129,12 @@ for my $type (split /,/, $types)
 
 	$drain = Bench::Drain->new(
 		count => $count,
-		size => 200,
+		size => $size,
 		window => 1000,
 		queue => $type,
 		watch => $watch);
 	$file = $drain->broker->dir . '/looks';
-	$bench->turns("$type queue 200 B", $rounds,
+	$bench->turns("$type queue $size B", $rounds,
 		map { my $publisher = $_; [ $_ => sub { $turn->($publisher) } ] } qw(plain outbox));
 }
-$bench->finish(figures => [qw(rate publisher reader channel queue wal writer syncs sync_ms write_ms)]);
+$bench->finish(figures => [qw(rate publisher reader channel queue wal segments writer syncs sync_ms write_ms)]);

@@ -109,7 +109,7 @@ sub relay
 		call => sub { $relay->enqueue_call(q{'bench'}, $_[0]) },
 		pending => sub { $relay->pending },
 		cpu => sub { $relay->cpu_seconds },
-		stop => sub { $relay->stop; $database->drop_database }
+		stop => sub { $relay->stop(busy => !$_[0]); $database->drop_database }
 	};
 }
 
@@ -254,7 +254,7 @@ sub turn
 	my $drained = wait_arrived($contender);
 	$cpu = $contender->{cpu}->() - $cpu;
 	$consumer->stop;
-	$contender->{stop}->();
+	$contender->{stop}->($drained);
 
 	my $figures = latencies($rate);
 	$figures->{ $drained ? 'lost' : 'undelivered' } = delete $figures->{missing};

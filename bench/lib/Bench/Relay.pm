@@ -196,16 +196,22 @@ sub running
 	return @processes && @processes == grep { $_->running } @processes;
 }
 
-# Ask it to leave; dies if that does not happen in good order.
+# Ask it to leave; dies if that does not happen in good order.  busy: it has more to do
+# than it can, and may have to be killed.
 sub stop
 {
-	my ($self) = @_;
+	my ($self, %args) = @_;
 
 	for my $process (reverse splice @{ $self->{processes} // [] })
 	{
 		# pgqd leaves in order on this one
 		$process->signal($process->{name} eq 'pgqd' ? 'INT' : 'TERM');
-		my $status = $process->wait_exit(30);
+		if (!eval { $process->wait_exit(30); 1 } && $args{busy})
+		{
+			$process->kill9;
+			next;
+		}
+		my $status = $process->wait_exit(0);
 
 		croak "$process->{name} ended with status $status:\n" . $self->log_text
 		  if $status != 0;

@@ -226,10 +226,14 @@ sub create_database
 sub drop_database
 {
 	my ($self) = @_;
+	my $slots = "pg_replication_slots WHERE database = '$self->{dbname}'";
 
+	# who was killed may have left sessions behind
+	$self->wait_sql('nobody to use its replication slots',
+		"SELECT count(pg_terminate_backend(active_pid)) = 0 FROM $slots AND active");
 	$self->sql(<<"END", 'postgres');
-SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '$self->{dbname}';
-DROP DATABASE $self->{dbname};
+SELECT pg_drop_replication_slot(slot_name) FROM $slots;
+DROP DATABASE $self->{dbname} WITH (FORCE);
 END
 	return;
 }
