@@ -47,7 +47,8 @@ $node->safe_psql('postgres', <<'END');
 SELECT outbox.enqueue(CASE i WHEN 41 THEN 'ghost' ELSE 'orders' END, '', 'order'::text)
 FROM generate_series(1, 41) i
 END
-wait_until('the messages to be sent', sub { count(arrivals('ghost')) == 1 }, 20);
+wait_until('the messages to be sent',
+	sub { count(arrivals('ghost')) == 1 && count(arrivals('orders')) >= 40 }, 20);
 my $sent = arrivals('orders');
 my ($closed) = keys %{ arrivals('ghost') };
 my ($other) = grep { $_ != $closed } keys %$sent;
