@@ -17,7 +17,6 @@ GetOptions(
 	'size=i' => \(my $size = 200),
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
-	'rest=i' => \(my $rest = 10),
 	'queue=s' => \(my $type = 'classic'),
 	'conf=s' => \my @conf) or exit 2;
 
@@ -26,7 +25,6 @@ my $drain = Bench::Drain->new(
 	count => $count,
 	size => $size,
 	window => $window,
-	rest => $rest,
 	queue => $type,
 	conf => \@conf);
 

@@ -21,7 +21,6 @@ GetOptions(
 	'sizes=s' => \(my $sizes = '200'),
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
-	'rest=i' => \(my $rest = 10),
 	'queues=s' => \(my $types = 'classic')) or exit 2;
 
 my $bench = Bench->new('relays');
@@ -34,7 +33,6 @@ for my $type (split /,/, $types)
 			count => $count,
 			size => $size,
 			window => $window,
-			rest => $rest,
 			queue => $type);
 
 		$bench->turns("$type queue $size B", $rounds,

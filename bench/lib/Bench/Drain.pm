@@ -18,14 +18,13 @@ our @EXPORT_OK = qw(QUEUE);
 use constant QUEUE => 'bench';
 
 # count, size (bytes), window (messages unconfirmed at most), queue (its type);
-# rest = 10: seconds before each turn in which nothing is written; conf: more lines for
-# postgresql.conf; watch: called when publishing begins, returns what is to be called at
-# its end
+# conf: more lines for postgresql.conf; watch: called when publishing begins, returns what
+# is to be called at its end
 sub new
 {
 	my ($class, %args) = @_;
 	my $in_flight_kb = POSIX::ceil($args{window} * ($args{size} + 1024) / 1024);
-	my $self = bless { rest => 10, watch => sub { return sub { } }, %args }, $class;
+	my $self = bless { watch => sub { return sub { } }, %args }, $class;
 
 	# the window of the others has no limit in bytes; memory as PostgreSQL's manual suggests
 	$self->{playground} = Outbox::Playground->new(
@@ -33,15 +32,17 @@ sub new
 		schedulers => `nproc` + 0,
 		conf => join '', map { "$_\n" } "outbox.in_flight_messages = $args{window}",
 		"outbox.in_flight_bytes = ${in_flight_kb}kB",
-		'shared_buffers = ' . int(memory_mb() / 4) . 'MB', @{ $args{conf} // [] });
+		'shared_buffers = ' . int(memory_mb('MemTotal') / 4) . 'MB', @{ $args{conf} // [] });
 	$self->{playground}->wait_connected;
 	return $self;
 }
 
 sub memory_mb
 {
+	my ($which) = @_;
+
 	open my $in, '<', '/proc/meminfo' or die "/proc/meminfo: $!";
-	my ($kb) = map { /^MemTotal:\s+(\d+)/ ? $1 : () } <$in>;
+	my ($kb) = map { /^$which:\s+(\d+)/ ? $1 : () } <$in>;
 	close $in;
 	return $kb / 1024;
 }
@@ -49,14 +50,18 @@ sub memory_mb
 sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
-# The broker writes to the disk on which the messages were just stored: let that be
-# over, and the disk rest, in case it is slower for a while after much was written.
+# Before a turn: what was stored on the disk that the broker shares is written, and the
+# memory that the broker will take is there.  A virtual machine may have given back to
+# its host what is free; the first to touch it then waits, eight times as long for each
+# page, and that would be the broker in the turn of whoever left it the colder memory.
 sub settle
 {
 	my ($self) = @_;
+	my $mb = minimum(1024 + 4 * $self->{count} * ($self->{size} + 1024) / 2**20, memory_mb('MemAvailable') / 2);
 
 	system('sync') == 0 or die "sync failed\n";
-	sleep $self->{rest};
+	system($^X, '-e', 'my @held = map { chr($_ % 128) x 2**20 } 1 .. $ARGV[0]', int $mb) == 0
+	  or die "touching $mb MB failed\n";
 	return;
 }
 
