@@ -81,6 +81,21 @@ find_current(const OutboxBroker *broker, const OutboxUri *uris, int count)
 	return -1;
 }
 
+/*
+ * A goodbye, if it can be said in passing, spares the broker a warning. What is
+ * unread would make the kernel reset the connection.
+ */
+static void
+say_goodbye(OutboxBroker *broker)
+{
+	if (broker->state < OUTBOX_BROKER_CHANNEL || broker->ending ||
+		!outbox_broker_can_control(broker))
+		return;
+	outbox_transport_discard_input(&broker->transport);
+	outbox_amqp_put_connection_close(&broker->control);
+	outbox_broker_farewell(broker);
+}
+
 void
 outbox_broker_configure(OutboxBroker *broker)
 {
@@ -100,6 +115,7 @@ outbox_broker_configure(OutboxBroker *broker)
 
 	if (broker->state >= OUTBOX_BROKER_RESOLVING && !broker->ending && current >= 0)
 		return;
+	say_goodbye(broker);
 	broker->failures = 0;
 	broker->next_attempt = 0;
 	if (count < 0)
@@ -349,14 +365,7 @@ outbox_broker_deadline(const OutboxBroker *broker)
 void
 outbox_broker_close(OutboxBroker *broker)
 {
-	/* A goodbye, if it can be said in passing, spares the broker a warning. */
-	if (broker->state >= OUTBOX_BROKER_CHANNEL && !broker->ending &&
-		outbox_broker_can_control(broker))
-	{
-		outbox_transport_discard_input(&broker->transport);
-		outbox_amqp_put_connection_close(&broker->control);
-		outbox_broker_farewell(broker);
-	}
+	say_goodbye(broker);
 	forget_connection(broker);
 	broker->have_event = false;
 	broker->state = OUTBOX_BROKER_IDLE;

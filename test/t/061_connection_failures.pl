@@ -397,6 +397,25 @@ subtest 'the broker in use stops, the other lives' => sub {
 	is(scalar(grep { $second->confirmed->{$_} } @{ $moving->{sent} }), 3, 'delivered there');
 };
 
+# A heartbeat wakes nobody, and unread it would turn the end of the connection into a
+# reset, which may take the goodbye with it.
+subtest 'another outbox.uri, with a heartbeat that has not been read' => sub {
+	my $fake = Outbox::FakeBroker->new;
+	my $use = sub {
+		$node->safe_psql('postgres', "ALTER SYSTEM SET outbox.uri = '$_[0]'");
+		$node->safe_psql('postgres', 'SELECT pg_reload_conf()');
+	};
+
+	$node->safe_psql('postgres', "CREATE DATABASE moved $strategy");
+	$node->safe_psql('moved', 'CREATE EXTENSION outbox');
+	$use->($fake->uri);
+	$node->wait_connected(dbname => 'moved');
+	$fake->behave(beat => 1);
+	$use->('');
+	wait_until('the goodbye', sub { $fake->goodbyes }, 20);
+	is_deeply([ $fake->goodbyes ], ['closed'], 'the connection is closed, not reset');
+};
+
 sub set_alarm
 {
 	my ($resource, $on) = @_;

@@ -21,6 +21,7 @@ package Outbox::FakeBroker;
 #	down => 1             does not listen, and closes what is there
 #	deaf => NUMBER        reads nothing from this connection once ready; 'all': from none
 #	heartbeats => 0       sends none
+#	beat => 1             sends one now
 #	blocked => TEXT       connection.blocked
 #	answer => ANSWER      to each message
 #	by_key => {ROUTING_KEY => ANSWER}, by_exchange => {EXCHANGE => ANSWER}
@@ -55,6 +56,7 @@ sub new
 		offset => 0,
 		connections => 0,
 		received => [],
+		goodbyes => [],
 	}, $class;
 
 	socketpair($self->{control}, my $child, AF_UNIX, SOCK_STREAM, PF_UNSPEC)
@@ -99,7 +101,8 @@ sub _read_journal
 		last unless $line =~ /\n\z/;    # still being written
 		$self->{offset} += length $line;
 		my $entry = decode_json($line);
-		if (ref $entry) { push @{ $self->{received} }, $entry; }
+		if (ref $entry eq 'HASH') { push @{ $self->{goodbyes} }, $entry->{goodbye}; }
+		elsif (ref $entry) { push @{ $self->{received} }, $entry; }
 		else { $self->{connections} = $entry; }
 	}
 	close $in;
@@ -123,6 +126,16 @@ sub received
 
 	$self->_read_journal;
 	return @{ $self->{received} };
+}
+
+# How each connection ended on which the other side said goodbye: 'closed', 'reset', or
+# 'open' if that waited for an answer.
+sub goodbyes
+{
+	my ($self) = @_;
+
+	$self->_read_journal;
+	return @{ $self->{goodbyes} };
 }
 
 # message_id => how often it was confirmed

@@ -6,7 +6,7 @@ package Outbox::FakeBroker::Peer;
 use strict;
 use warnings FATAL => 'all';
 
-use Errno qw(EAGAIN EINTR EWOULDBLOCK);
+use Errno qw(EAGAIN ECONNRESET EINTR EWOULDBLOCK);
 use IO::Select;
 use IO::Socket::INET;
 use JSON::PP qw(decode_json);
@@ -82,6 +82,7 @@ sub _take_orders
 		elsif ($connection->{step} eq 'ready')
 		{
 			_confirm($fake, $connection, $_) for splice @{ $connection->{later} };
+			_send($fake, $connection, HEARTBEAT, 0, '') if $orders->{beat};
 			_become_ready($fake, $connection);
 		}
 	}
@@ -273,7 +274,11 @@ sub _frame
 		if ($name eq '10.11') { _reach($fake, $connection, 'tune'); }
 		elsif ($name eq '10.31') { $connection->{heartbeat} = unpack 'x4x6n', $payload; }
 		elsif ($name eq '10.40') { _reach($fake, $connection, 'open'); }
-		elsif ($name eq '10.50') { _method($fake, $connection, 0, 10, 51); }
+		elsif ($name eq '10.50')
+		{
+			_note($fake, { goodbye => _end_of($connection) });
+			_method($fake, $connection, 0, 10, 51);
+		}
 		elsif ($name eq '10.51') { _drop($fake, $connection); }
 		elsif ($name eq '20.10') { _reach($fake, $connection, 'channel'); }
 		elsif ($name eq '85.10') { _reach($fake, $connection, 'confirm'); }
@@ -315,6 +320,18 @@ sub _identity
 	}
 	my ($id) = ($values[2] // '') =~ /\x0bx-outbox-idl(.{8})/s;
 	return ($values[8], defined $id ? unpack('q>', $id) : undef);
+}
+
+# How a connection ends after connection.close of the other side, which does not wait for
+# an answer: 'reset' if something of ours was still unread there.
+sub _end_of
+{
+	my ($connection) = @_;
+
+	IO::Select->new($connection->{socket})->can_read(1) or return 'open';
+	my $got = sysread $connection->{socket}, my $rest, 1;
+	return 'closed' if defined $got && $got == 0;
+	return !defined $got && $! == ECONNRESET ? 'reset' : 'open';
 }
 
 sub _message
