@@ -35,10 +35,15 @@ for my $type (split /,/, $types)
 			window => $window,
 			queue => $type);
 
-		$bench->turns("$type queue $size B", $rounds,
-			[ outbox => sub { $drain->outbox } ],
-			map { my $name = $_; [ $name => sub { $drain->relay($name, Bench::Relay->slow($name) ? $slow : undef) } ] }
-			  @ARGV ? @ARGV : Bench::Relay->names);
+		my $contender = sub {
+			my ($name) = @_;
+			my $at_most = Bench::Relay->slow($name) ? $slow : $count;
+
+			return [ $name => sub { $drain->relay($name, $at_most) } ];
+		};
+
+		$bench->turns("$type queue $size B", $rounds, [ outbox => sub { $drain->outbox } ],
+			map { $contender->($_) } @ARGV ? @ARGV : Bench::Relay->names);
 	}
 }
 $bench->finish;

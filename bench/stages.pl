@@ -1,14 +1,17 @@
 #!/usr/bin/perl
 #
-# ./dev bench stages: which stage of a message's way is busy while outbox, or a plain
-# librabbitmq program, publishes as fast as it can.  The stages of RabbitMQ are Erlang
-# processes, which one core at a time can run; the busiest of them is the limit.
+# ./dev bench stages [RELAY...]: which stage of a message's way is busy while outbox, a
+# plain librabbitmq program, or one of the others (bench/relays) publishes as fast as it
+# can.  The stages of RabbitMQ are Erlang processes, which one core at a time can run; the
+# busiest of them is the limit.
 #
 #	publisher, reader, channel, queue, wal, segments, writer
 #	       share of the time that its process runs: of the publisher by its CPU, of the
 #	       others by looking often
 #	syncs, sync_ms, write_ms   of the broker per thousand messages: calls of fsync(), and
 #	       the time in fsync() and in write() (classic queues only)
+#
+# Needs the relays
 
 use strict;
 use warnings FATAL => 'all';
@@ -120,8 +123,7 @@ for my $type (split /,/, $types)
 		};
 	};
 	my $turn = sub {
-		my ($publisher) = @_;
-		my $figures = $drain->$publisher;
+		my ($figures) = @_;
 
 		$figures->{publisher} = delete($figures->{cpu_us}) * $figures->{rate} / 1e6;
 		return { %$figures, shares($file), $type eq 'classic' ? %work : () };
@@ -135,6 +137,8 @@ for my $type (split /,/, $types)
 		watch => $watch);
 	$file = $drain->broker->dir . '/looks';
 	$bench->turns("$type queue $size B", $rounds,
-		map { my $publisher = $_; [ $_ => sub { $turn->($publisher) } ] } qw(plain outbox));
+		[ plain => sub { $turn->($drain->plain) } ],
+		[ outbox => sub { $turn->($drain->outbox) } ],
+		map { my $relay = $_; [ $relay => sub { $turn->($drain->relay($relay, $count)) } ] } @ARGV);
 }
 $bench->finish(figures => [qw(rate publisher reader channel queue wal segments writer syncs sync_ms write_ms)]);

@@ -153,11 +153,11 @@ sub plain
 }
 
 # A relay (Bench::Relay), in a database that is new in each turn.  The CPU is that of its
-# own processes.  most: it gets no more messages than that.
+# own processes.  It gets at most so many messages.
 sub relay
 {
-	my ($self, $name, $most) = @_;
-	my $count = minimum($self->{count}, $most // ());
+	my ($self, $name, $at_most) = @_;
+	my $count = minimum($self->{count}, $at_most);
 	my $database = $self->{playground}->create_database('relay');
 	my $relay = Bench::Relay->new(name => $name, playground => $database, window => $self->{window});
 
@@ -166,10 +166,12 @@ sub relay
 	$relay->enqueue_many($count, $self->{size}, QUEUE);
 	$database->sql('CHECKPOINT');
 	$self->settle;
+	my $end = $self->{watch}->();
 	$relay->start;
 	my $cpu = $relay->cpu_seconds;
 	my $seconds = $relay->wait_delivered($count, 600);
 	$cpu = $relay->cpu_seconds - $cpu;
+	$end->();
 	$relay->stop;
 	$self->check_queue($count);
 	$database->drop_database;

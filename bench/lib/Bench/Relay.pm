@@ -206,15 +206,14 @@ sub stop
 	{
 		# pgqd leaves in order on this one
 		$process->signal($process->{name} eq 'pgqd' ? 'INT' : 'TERM');
-		if (!eval { $process->wait_exit(30); 1 } && $args{busy})
-		{
-			$process->kill9;
-			next;
-		}
-		my $status = $process->wait_exit(0);
+		my $status = eval { $process->wait_exit(30) };
 
-		croak "$process->{name} ended with status $status:\n" . $self->log_text
-		  if $status != 0;
+		if (defined $status)
+		{
+			croak "$process->{name} ended with status $status:\n" . $self->log_text if $status != 0;
+		}
+		elsif ($args{busy}) { $process->kill9; }
+		else { die $@; }
 	}
 	return;
 }
