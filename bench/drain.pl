@@ -18,6 +18,7 @@ GetOptions(
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
 	'queue=s' => \(my $type = 'classic'),
+	'consume' => \my $consume,
 	'conf=s' => \my @conf) or exit 2;
 
 my $bench = Bench->new('drain');
@@ -26,9 +27,10 @@ my $drain = Bench::Drain->new(
 	size => $size,
 	window => $window,
 	queue => $type,
+	consume => $consume,
 	conf => \@conf);
 
-$bench->turns(join(' ', "$type queue $size B", @conf), $rounds,
+$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : (), @conf), $rounds,
 	[ plain => sub { $drain->plain } ],
 	[ outbox => sub { $drain->outbox } ]);
 $bench->finish;

@@ -21,6 +21,7 @@ GetOptions(
 	'sizes=s' => \(my $sizes = '200'),
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
+	'consume' => \my $consume,
 	'queues=s' => \(my $types = 'classic')) or exit 2;
 
 my $bench = Bench->new('relays');
@@ -33,7 +34,8 @@ for my $type (split /,/, $types)
 			count => $count,
 			size => $size,
 			window => $window,
-			queue => $type);
+			queue => $type,
+			consume => $consume);
 
 		my $contender = sub {
 			my ($name) = @_;
@@ -42,7 +44,7 @@ for my $type (split /,/, $types)
 			return [ $name => sub { $drain->relay($name, $at_most) } ];
 		};
 
-		$bench->turns("$type queue $size B", $rounds, [ outbox => sub { $drain->outbox } ],
+		$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : ()), $rounds, [ outbox => sub { $drain->outbox } ],
 			map { $contender->($_) } @ARGV ? @ARGV : Bench::Relay->names);
 	}
 }

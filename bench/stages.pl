@@ -27,6 +27,7 @@ GetOptions(
 	'count=i' => \(my $count = 100_000),
 	'size=i' => \(my $size = 200),
 	'rounds=i' => \(my $rounds = 3),
+	'consume' => \my $consume,
 	'queues=s' => \(my $types = 'classic,quorum,stream')) or exit 2;
 
 # What processes of this initial call are.
@@ -134,9 +135,10 @@ for my $type (split /,/, $types)
 		size => $size,
 		window => 1000,
 		queue => $type,
+		consume => $consume,
 		watch => $watch);
 	$file = $drain->broker->dir . '/looks';
-	$bench->turns("$type queue $size B", $rounds,
+	$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : ()), $rounds,
 		[ plain => sub { $turn->($drain->plain) } ],
 		[ outbox => sub { $turn->($drain->outbox) } ],
 		map { my $relay = $_; [ $relay => sub { $turn->($drain->relay($relay, $count)) } ] } @ARGV);

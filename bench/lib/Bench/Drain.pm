@@ -1,7 +1,8 @@
 package Bench::Drain;
 
 # One turn of outbox or of somebody else: so many messages, all committed, go to a new
-# queue that nobody consumes; what is in it at the end is counted.
+# queue.  Either nobody consumes, and what is in it at the end is counted; or a consumer
+# takes them as they come, and all must have reached it.
 
 use strict;
 use warnings FATAL => 'all';
@@ -12,13 +13,14 @@ use POSIX ();
 use Bench qw(minimum run_seconds);
 use Bench::Relay;
 use Outbox::Playground;
+use Outbox::Process;
 
 our @EXPORT_OK = qw(QUEUE);
 
 use constant QUEUE => 'bench';
 
-# count, size (bytes), window (messages unconfirmed at most), queue (its type);
-# conf: more lines for postgresql.conf; watch: called when publishing begins, returns what
+# count, size (bytes), window (messages unconfirmed at most), queue (its type); consume:
+# is there a consumer?  conf: more lines for postgresql.conf; watch: called when publishing begins, returns what
 # is to be called at its end
 sub new
 {
@@ -67,10 +69,15 @@ sub settle
 
 sub new_queue
 {
-	my ($self) = @_;
+	my ($self, $count) = @_;
 
 	eval { $self->broker->amqp('delete-queue', QUEUE) };
 	$self->broker->amqp('declare-queue', QUEUE, $self->{queue}, 'durable');
+	$self->{consumer} = Outbox::Process->start(
+		name => 'consumer',
+		log => $self->broker->dir . '/consumer.log',
+		command => [ 'bench/consumer', '--uri', $self->broker->uri, '--queue', QUEUE, '--count', $count ])
+	  if $self->{consume};
 	return;
 }
 
@@ -79,6 +86,13 @@ sub check_queue
 {
 	my ($self, $count) = @_;
 
+	if ($self->{consume})
+	{
+		my $status = $self->{consumer}->wait_exit(60);
+
+		die "the consumer ended with status $status\n" if $status != 0;
+		return;
+	}
 	return if $self->{queue} eq 'stream';
 	my $stored = $self->broker->amqp('count', QUEUE);
 
@@ -100,7 +114,7 @@ sub outbox
 	my ($self) = @_;
 	my $playground = $self->{playground};
 
-	$self->new_queue;
+	$self->new_queue($self->{count});
 	$playground->sql('SELECT outbox.pause()');
 	$playground->wait_sql('the worker to pause', "SELECT state = 'paused' FROM outbox.status");
 	$playground->sql(<<"END");
@@ -139,7 +153,7 @@ sub plain
 {
 	my ($self) = @_;
 
-	$self->new_queue;
+	$self->new_queue($self->{count});
 	$self->settle;
 	my $end = $self->{watch}->();
 	my (undef, $out) = $self->broker->capture({}, 'bench/plain_publisher',
@@ -161,7 +175,7 @@ sub relay
 	my $database = $self->{playground}->create_database('relay');
 	my $relay = Bench::Relay->new(name => $name, playground => $database, window => $self->{window});
 
-	$self->new_queue;
+	$self->new_queue($count);
 	$relay->set_up;
 	$relay->enqueue_many($count, $self->{size}, QUEUE);
 	$database->sql('CHECKPOINT');
