@@ -7,10 +7,14 @@
  *		are those that outbox sends, for the broker reads them.  Confirms are read
  *		when the window is full, and otherwise now and then without waiting, so
  *		that the socket never has to be waited for without need.
+ *
+ *		With --rate it publishes at random moments, so many a second on average,
+ *		and a body begins with when that was, in microseconds since the epoch.
  */
 #include "amqp_client.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <sys/resource.h>
 
 #define LOOK_EVERY 64			/* publishes between two looks for confirms */
@@ -23,6 +27,7 @@ typedef struct Options
 	int64_t		count;
 	int64_t		window;
 	size_t		size;
+	double		rate;			/* a second; 0: as fast as it goes */
 } Options;
 
 static Options options = {
@@ -110,6 +115,29 @@ look_for_confirms(amqp_connection_state_t conn)
 		;
 }
 
+/* Until the next message is due; its body tells when that is. */
+static void
+wait_for_moment(amqp_connection_state_t conn, amqp_bytes_t body)
+{
+	static int64_t moment = 0;
+	char		text[24];
+	int			len;
+	int64_t		left;
+
+	if (moment == 0)
+		moment = now_us();
+	moment += (int64_t) (-log(1 - drand48()) / options.rate * 1e6);
+	while ((left = moment - now_us()) > 0)
+	{
+		struct timeval timeout = {left / 1000000, left % 1000000};
+
+		read_confirm(conn, &timeout);
+	}
+	amqp_maybe_release_buffers(conn);
+	len = snprintf(text, sizeof(text), "%" PRId64 " ", now_us());
+	memcpy(body.bytes, text, (size_t) len < body.len ? (size_t) len : body.len);
+}
+
 static double
 cpu_seconds(void)
 {
@@ -141,8 +169,10 @@ parse_options(int argc, char **argv)
 			options.window = atoll(value);
 		else if (strcmp(argv[i], "--size") == 0)
 			options.size = (size_t) atoll(value);
+		else if (strcmp(argv[i], "--rate") == 0)
+			options.rate = atof(value);
 		else
-			fail(argv[i], "unknown option (--uri --exchange --key --count --window --size)");
+			fail(argv[i], "unknown option (--uri --exchange --key --count --window --size --rate)");
 	}
 	if (options.window < 1 || options.count < 1)
 		fail("options", "--window and --count must be at least 1");
@@ -197,6 +227,8 @@ main(int argc, char **argv)
 			wait_for_confirms(conn);
 		else if (published % LOOK_EVERY == 0)
 			look_for_confirms(conn);
+		if (options.rate > 0)
+			wait_for_moment(conn, body);
 
 		id_header.value.value.i64 = (int64_t) published + 1;
 		rc = amqp_basic_publish(conn, CHANNEL, exchange, key, true, false,

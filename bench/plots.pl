@@ -9,9 +9,9 @@ use warnings FATAL => 'all';
 
 use File::Temp;
 
-use Bench qw(maximum);
+use Bench qw(maximum median minimum);
 
-my %PLOTS = (bloat => \&bloat);
+my %PLOTS = (bloat => \&bloat, relays => \&relays, steady => \&steady);
 
 # Seconds, thousand messages per second, MB, dead tuples.  A rate is that of several
 # seconds, and the same number of them for both: what the relay has deleted is known with
@@ -52,6 +52,50 @@ sub bloat
 		}
 	}
 	return $text;
+}
+
+# Case, thousand messages per second: median, smallest and largest turn.
+sub relays
+{
+	my $bench = Bench->new('relays');
+	my @blocks;
+
+	for my $contender (qw(outbox node pgq python transactional))
+	{
+		my $block = '';
+
+		for my $case ($bench->cases)
+		{
+			my @rates = map { $_ / 1000 } $bench->values($case, $contender, 'rate');
+
+			$block .= sprintf qq("%s" %s\n), $case =~ s/ queue 200 B//r =~ s/ /\\n/r,
+			  @rates ? sprintf('%.2f %.2f %.2f', median(@rates), minimum(@rates), maximum(@rates)) : '0 0 0';
+		}
+		push @blocks, $block;
+	}
+	return join "\n\n", @blocks;
+}
+
+# Contender, milliseconds from commit to consumer: half of the messages, 99 of 100; one
+# block for each rate.
+sub steady
+{
+	my $bench = Bench->new('steady');
+	my @blocks;
+
+	for my $case ('10 a second', '1000 a second')
+	{
+		my $block = '';
+
+		for my $contender ($bench->contenders($case))
+		{
+			my ($half, $most) = map { median($bench->values($case, $contender, "commit_$_")) } qw(p50 p99);
+
+			$block .= sprintf qq("%s" %.3f %.3f\n), $contender, $half, $most;
+		}
+		push @blocks, $block;
+	}
+	return join "\n\n", @blocks;
 }
 
 for my $name (@ARGV ? @ARGV : sort keys %PLOTS)

@@ -53,13 +53,21 @@ sub factor
 	return $t == 0 ? '' : sprintf $o / $t >= 10 ? '%.0f' : '%.2f', $o / $t;
 }
 
+# A name that sorts by the numbers in it; "10 000" is one.
+sub sortable
+{
+	my ($name) = @_;
+
+	return $name =~ s/(?<=\d) (?=\d{3}\b)//gr =~ s/(\d+)/sprintf '%012d', $1/ger;
+}
+
 sub table
 {
 	my ($name, $pattern, @figures) = @_;
 	my $bench = Bench->new($name);
 	my @lines = ([ 'case', 'contender', @figures, 'turns', 'outbox better by' ]);
 
-	for my $case (grep { /(?:$pattern)/ } $bench->cases)
+	for my $case (sort { sortable($a) cmp sortable($b) } grep { /(?:$pattern)/ } $bench->cases)
 	{
 		my $first = 1;
 		my @ours = $bench->values($case, 'outbox', $figures[0]);

@@ -22,6 +22,7 @@ use POSIX ();
 use Bench;
 use Bench::Drain;
 use Outbox::Process;
+use Outbox::Wait qw(wait_until);
 
 GetOptions(
 	'count=i' => \(my $count = 100_000),
@@ -94,14 +95,18 @@ sub shares
 	return map { $_ => $seen{$_} / @lines / LOOKS } grep { $_ ne 'others' } keys %seen;
 }
 
+my $file_work = <<'END';
+list_to_tuple([proplists:get_value(Key, file_handle_cache_stats:get(), 0) ||
+	Key <- [{io_sync, count}, {io_sync, time}, {io_write, time}]])
+END
+
 # What the broker's processes have done to files so far; milliseconds, but for the calls.
 sub file_work
 {
 	my ($drain) = @_;
-	my $answer = $drain->broker->eval_erlang(<<'END');
-list_to_tuple([proplists:get_value(Key, file_handle_cache_stats:get(), 0) ||
-	Key <- [{io_sync, count}, {io_sync, time}, {io_write, time}]])
-END
+	# a node this busy does not let everybody in at once
+	my $answer = wait_until('the broker to tell of its files',
+		sub { eval { $drain->broker->eval_erlang($file_work) } });
 	my ($syncs, $sync_us, $write_us) = $answer =~ /^\{ok,\s*\{(\d+),\s*(\d+),\s*(\d+)\}/
 	  or die "file_handle_cache_stats: $answer\n";
 

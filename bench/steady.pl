@@ -11,6 +11,9 @@
 # and can be at the consumer before the reply is at the client.  What pgbench itself
 # was late (its schedule lag) is in neither.
 #
+# `plain` has no database: a librabbitmq program publishes at random moments, and `commit`
+# counts from when it does.  That is what RabbitMQ, the consumer and the machine take.
+#
 # A transaction is one statement and, up to 2,000 a second, one message; above that ten
 # messages, since the machine may not commit so many transactions beside everything
 # else.  The first two seconds of a turn are not counted; at 10 messages a second p99.9
@@ -48,13 +51,13 @@ GetOptions(
 	'conf=s' => \my @conf) or exit 2;
 
 #
-# the contenders: outbox, each relay polling, each relay that can listen
+# the contenders: outbox, plain, each relay polling, each relay that can listen
 #
 
 sub contender_names
 {
 	return split /,/, $wanted if defined $wanted;
-	return ('outbox', !$relays ? () : map { ("$_ poll", Bench::Relay->can_listen($_) ? "$_ listen" : ()) }
+	return ('outbox', 'plain', !$relays ? () : map { ("$_ poll", Bench::Relay->can_listen($_) ? "$_ listen" : ()) }
 		  Bench::Relay->names);
 }
 
@@ -73,7 +76,7 @@ $playground->wait_connected;
 sub server_conf
 {
 	my %lines = map { $_ => 1 } map { Bench::Relay->server_conf(/^(\w+) (\w+)/ ? ($1, $2 eq 'listen') : ()) }
-	  grep { $_ ne 'outbox' } @names;
+	  grep { !/^(?:outbox|plain)$/ } @names;
 
 	return keys %lines;
 }
@@ -243,9 +246,34 @@ sub latencies
 	};
 }
 
+sub plain_turn
+{
+	my ($rate) = @_;
+	my $consumer = start_consumer();
+	my ($status, $text) = $broker->capture({}, 'bench/plain_publisher', '--uri', $broker->uri,
+		'--rate', $rate, '--count', $rate * $seconds);
+
+	die "plain_publisher: $text\n" if $status != 0;
+	wait_arrived({ pending => sub { 0 } });
+	$consumer->stop;
+
+	open my $in, '<', "$dir/arrivals" or die "arrivals: $!";
+	my @times = map { [ (split)[ 0, 1 ] ] } <$in>;
+	close $in;
+	my @commit = map { ($_->[0] - $_->[1]) / 1000 } grep { $_->[1] >= $times[0][1] + WARM_UP } @times;
+	return {
+		(map { ("commit_p$_" => percentile($_ / 100, @commit)) } 50, 99, 99.9),
+		lost => $rate * $seconds - @times,
+		messages => scalar @times,
+		$text =~ /cpu_us_per_message ([\d.]+)/ ? (cpu_us => $1) : ()
+	};
+}
+
 sub turn
 {
 	my ($rate, $name) = @_;
+
+	return plain_turn($rate) if $name eq 'plain';
 	my $contender = contender($name);
 	my $consumer = start_consumer();
 	my $cpu = $contender->{cpu}->();
@@ -269,6 +297,7 @@ for my $rate (split /,/, $rates)
 	my $case = "$rate a second";
 
 	$case .= ' by ' . per_transaction($rate) if per_transaction($rate) > 1;
+	$case .= ' (' . join(' and ', @names) . ')' if defined $wanted;
 	$bench->turns($case, $rounds, map { my $name = $_; [ $name => sub { turn($rate, $name) } ] } @names);
 }
 $bench->finish(figures => [
