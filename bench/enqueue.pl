@@ -12,7 +12,9 @@
 #   table     INSERT into an outbox table as one makes it by hand
 #   pgq       SELECT pgq.insert_event(...); nobody consumes
 #
-# One and eight clients, synchronous_commit on and off.  Then bytes of WAL, and a million
+# One and eight clients, synchronous_commit on and off; then one client that draws the
+# script of each transaction by lot, so that whatever the disk does in the meantime meets
+# all alike: latency_ms is of a transaction.  Then bytes of WAL, and a million
 # messages in one statement against COPY into a table with the columns of a segment and no
 # index, and INSERT ... SELECT into the table made by hand.
 #
@@ -45,7 +47,7 @@ GetOptions(
 	'transactions=i' => \(my $transactions = 20_000),
 	'contenders=s' => \(my $wanted = 'outbox,no-op,nothing,table,pgq,running'),
 	'synchronous=s' => \(my $synchronous_commit = 'on,off'),
-	'only=s' => \(my $only = 'tps,wal,bulk')) or exit 2;
+	'only=s' => \(my $only = 'tps,interleaved,wal,bulk')) or exit 2;
 my %wanted = map { $_ => 1 } split /,/, $only;
 
 my $bench = Bench->new('enqueue');
@@ -167,6 +169,17 @@ sub wal_position { return $playground->sql(q{SELECT pg_current_wal_insert_lsn() 
 # pgbench
 #
 
+sub pgbench
+{
+	my ($synchronous, @arguments) = @_;
+	my ($status, $text) = $broker->capture(
+		{ $playground->psql_environment, PGOPTIONS => "-c synchronous_commit=$synchronous" },
+		'pgbench', '-n', '-M', 'prepared', '-D', 'payload=' . 'x' x $size, @arguments);
+
+	die "pgbench: $text\n" if $status != 0;
+	return $text;
+}
+
 # Transactions, transactions per second and bytes of WAL per transaction; ends when all
 # that was enqueued is published.
 sub run
@@ -177,9 +190,7 @@ sub run
 	pause() unless $running;
 	clean();
 	my $wal = wal_position();
-	my (undef, $text) = $broker->capture(
-		{ $playground->psql_environment, PGOPTIONS => "-c synchronous_commit=$synchronous" },
-		'pgbench', '-n', '-M', 'prepared', '-D', 'payload=' . 'x' x $size, @length, '-f', $script{$name});
+	my $text = pgbench($synchronous, @length, '-f', $script{$name});
 	$wal = wal_position() - $wal;
 	$text =~ /number of transactions actually processed: (\d+)/ or die "pgbench: $text\n";
 	my $done = $1;
@@ -206,6 +217,31 @@ sub compare_tps
 		map { my $name = $_; [ $name => sub {
 			$name eq 'running' ? tps('outbox', 1, $synchronous, $n) : tps($name, 0, $synchronous, $n)
 		} ] } split /,/, $wanted);
+	return;
+}
+
+sub compare_interleaved
+{
+	my ($synchronous) = @_;
+	my $case = "interleaved; synchronous_commit $synchronous";
+
+	print "\n$case\n";
+	for my $round (1 .. $rounds)
+	{
+		my $confirmed = confirmed();
+
+		pause();
+		clean();
+		my $text = pgbench($synchronous, '-T', $seconds, map { ('-f', $script{$_}) } @names);
+		my @latencies = $text =~ /^ - latency average = ([\d.]+) ms/mg;
+		my ($messages) = $text =~ /^ - (\d+) transactions/m;
+
+		die "pgbench: $text\n" if @latencies != @names;
+		$bench->record($case, $names[$_], $round, 'latency_ms', $latencies[$_]) for 0 .. $#names;
+		print "    $round  ", join('  ', map { "$names[$_] $latencies[$_]" } 0 .. $#names), "\n";
+		resume();
+		drain($messages, $confirmed);
+	}
 	return;
 }
 
@@ -287,6 +323,7 @@ if ($wanted{tps})
 		compare_tps($_, $n) for split /,/, $synchronous_commit;
 	}
 }
+if ($wanted{interleaved}) { compare_interleaved($_) for split /,/, $synchronous_commit; }
 compare_wal() if $wanted{wal};
 compare_bulk() if $wanted{bulk};
 $_->kill9 for @awake;
