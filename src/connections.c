@@ -19,16 +19,13 @@
  *		A channel that is closed, as opposed to a connection that is lost, is
  *		opened again at once, and what is in flight on the others stays so.
  *
- *		What the brokers say goes from here to the batch (confirm.c), and to the
- *		log and outbox.status (report.c).
+ *		What the brokers say on them is taken by events.c.
  */
 #include "pgcompat.h"
 
 #include "utils/timestamp.h"
 
-#include "confirm.h"
 #include "connections.h"
-#include "report.h"
 #include "settings.h"
 
 /* While all are closed. */
@@ -122,70 +119,13 @@ outbox_connections_turn(OutboxConnections *connections, TimestampTz now)
 	}
 }
 
-/* True if it turns out to be lost. */
-static bool
-take_events_of(OutboxConnections *connections, OutboxConnection *connection,
-			   struct OutboxSlot *slot, OutboxTally *tally)
-{
-	bool		first = connection == &connections->list[0];
-	OutboxBrokerEvent event;
-	bool		lost = false;
-
-	while (outbox_confirm_next_event(connection->broker, &event))
-	{
-		const char *nonsense;
-
-		lost = lost || event.type == OUTBOX_EVENT_LOST;
-		/* That another one is lost the first one is about to say. */
-		if (event.type != OUTBOX_EVENT_ACK && event.type != OUTBOX_EVENT_NACK &&
-			(event.type != OUTBOX_EVENT_LOST || first))
-			outbox_report_event(slot, &event, connections);
-		nonsense = outbox_confirm_apply(connections->batch, connection->channel, &event, tally);
-		if (nonsense)
-			outbox_broker_fail(connection->broker, nonsense);
-	}
-	return lost;
-}
-
-/* One has been lost, and the batch knows it: so are all. */
-static void
-end_others(OutboxConnections *connections, OutboxConnection *lost)
+void
+outbox_connections_end_others(OutboxConnections *connections, const OutboxConnection *lost)
 {
 	if (lost != &connections->list[0])
 		outbox_broker_end_like(outbox_connections_first(connections), lost->broker);
 	for (int i = 1; i < connections->count; i++)
 		close_one(connections, &connections->list[i]);
-}
-
-void
-outbox_connections_take_events(OutboxConnections *connections, struct OutboxSlot *slot,
-							   TimestampTz now)
-{
-	OutboxConnection *first = &connections->list[0];
-	OutboxConnection *lost = NULL;
-	OutboxTally tally = {0};
-
-	/*
-	 * All have their say, what the broker had confirmed before included, before they
-	 * end because of one. The first comes last, since it ends when another has.
-	 */
-	for (int i = 1; i < connections->count; i++)
-	{
-		if (take_events_of(connections, &connections->list[i], slot, &tally))
-			lost = &connections->list[i];
-	}
-	if (lost)
-		end_others(connections, lost);
-	if (take_events_of(connections, first, slot, &tally))
-		end_others(connections, first);
-	outbox_report_counts(slot, connections->batch->in_flight, &tally);
-	for (int i = 0; i < connections->count; i++)
-	{
-		OutboxConnection *connection = &connections->list[i];
-
-		outbox_stall_watch(&connection->stall, connections->batch, connection->channel,
-						   connection->broker, now);
-	}
 }
 
 OutboxBrokerState

@@ -10,8 +10,6 @@
 #include "broker.h"
 #include "stall.h"
 
-struct OutboxSlot;
-
 typedef struct OutboxConnection
 {
 	OutboxBroker *broker;
@@ -41,12 +39,9 @@ extern void outbox_connections_configure(OutboxConnections *connections);
 /* One turn of each, as of a broker. */
 extern void outbox_connections_turn(OutboxConnections *connections, TimestampTz now);
 
-/*
- * Take what the brokers have said: to the batch, to the log and to outbox.status. If
- * one is lost, or overdue with an answer (stall.c), all end.
- */
-extern void outbox_connections_take_events(OutboxConnections *connections,
-										   struct OutboxSlot *slot, TimestampTz now);
+/* One has been LOST, and the batch knows it: so are all. */
+extern void outbox_connections_end_others(OutboxConnections *connections,
+										  const OutboxConnection *lost);
 
 /* The first leads: the others go where it is. */
 static inline OutboxBroker *

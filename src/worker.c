@@ -43,6 +43,7 @@
 #include "confirm.h"
 #include "control.h"
 #include "deferred.h"
+#include "events.h"
 #include "faultpoint.h"
 #include "probe.h"
 #include "progress.h"
@@ -125,7 +126,7 @@ begin_session(bool writes)
 static void
 take_events(void)
 {
-	outbox_connections_take_events(worker->publisher.connections, worker->slot, worker->now);
+	outbox_events_take(worker->publisher.connections, worker->slot, worker->now);
 }
 
 /* Is the broker there to take messages, and are we to give it any? */
