@@ -30,7 +30,7 @@ my $drain = Bench::Drain->new(
 	consume => $consume,
 	conf => \@conf);
 
-$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : (), @conf), $rounds,
+$bench->turns($drain->case, $rounds,
 	[ plain => sub { $drain->plain } ],
 	[ outbox => sub { $drain->outbox } ]);
 $bench->finish;

@@ -44,7 +44,7 @@ for my $type (split /,/, $types)
 			return [ $name => sub { $drain->relay($name, $at_most) } ];
 		};
 
-		$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : ()), $rounds, [ outbox => sub { $drain->outbox } ],
+		$bench->turns($drain->case, $rounds, [ outbox => sub { $drain->outbox } ],
 			map { $contender->($_) } @ARGV ? @ARGV : Bench::Relay->names);
 	}
 }

@@ -143,7 +143,7 @@ for my $type (split /,/, $types)
 		consume => $consume,
 		watch => $watch);
 	$file = $drain->broker->dir . '/looks';
-	$bench->turns(join(' ', "$type queue $size B", $consume ? 'consumed' : ()), $rounds,
+	$bench->turns($drain->case, $rounds,
 		[ plain => sub { $turn->($drain->plain) } ],
 		[ outbox => sub { $turn->($drain->outbox) } ],
 		map { my $relay = $_; [ $relay => sub { $turn->($drain->relay($relay, $count)) } ] } @ARGV);

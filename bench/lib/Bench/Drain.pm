@@ -19,9 +19,9 @@ our @EXPORT_OK = qw(QUEUE);
 
 use constant QUEUE => 'bench';
 
-# count, size (bytes), window (messages unconfirmed at most), queue (its type); consume:
-# is there a consumer?  conf: more lines for postgresql.conf; watch: called when publishing begins, returns what
-# is to be called at its end
+# count, size (bytes), window (messages unconfirmed at most), queue (its type); consume: is
+# there a consumer?  conf: more lines for postgresql.conf; watch: called when publishing
+# begins, returns what is to be called at its end
 sub new
 {
 	my ($class, %args) = @_;
@@ -47,6 +47,15 @@ sub memory_mb
 	my ($kb) = map { /^$which:\s+(\d+)/ ? $1 : () } <$in>;
 	close $in;
 	return $kb / 1024;
+}
+
+# What the results call it.
+sub case
+{
+	my ($self) = @_;
+
+	return join ' ', "$self->{queue} queue $self->{size} B", $self->{consume} ? 'consumed' : (),
+	  @{ $self->{conf} // [] };
 }
 
 sub playground { return $_[0]{playground}; }
