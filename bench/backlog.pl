@@ -11,7 +11,8 @@
 #	anon_mb   the most private memory of the worker (RssAnon), looked at every 50 ms
 #	cpu_us    of the publishing process per message
 #
-# With ten million messages the database takes 4 GB or so, with its WAL twice that.
+# With ten million messages the database takes 4 GB or so, with its WAL twice that, and a
+# round half an hour; with --more its rounds add to those of earlier runs.
 
 use strict;
 use warnings FATAL => 'all';
@@ -29,6 +30,7 @@ use constant PER_TRANSACTION => 100_000;
 GetOptions(
 	'counts=s' => \(my $counts = '10000,500000,1000000,10000000'),
 	'size=i' => \(my $size = 200),
+	'more' => \my $more,
 	'rounds=i' => \(my $rounds = 3),
 	'window=i' => \(my $window = 1000),
 	'conf=s' => \my @conf) or exit 2;
@@ -161,7 +163,7 @@ sub outbox
 	};
 }
 
-my $bench = Bench->new('backlog');
+my $bench = Bench->new('backlog', more => $more);
 my @counts = split /,/, $counts;
 
 sub case { return thousands($_[0]) =~ tr/,/ /r . ' messages'; }

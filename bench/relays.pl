@@ -2,7 +2,8 @@
 #
 # ./dev bench relays [NAME...]: how fast others (bench/relays) publish what is already
 # committed, beside outbox, as in `drain`.  A slow one gets at most --slow messages: 500,000
-# would take it ten minutes in each turn.
+# would take it ten minutes in each turn.  With --more its rounds add to those of earlier
+# runs.
 #
 # Needs the relays
 
@@ -19,12 +20,13 @@ GetOptions(
 	'count=i' => \(my $count = 500_000),
 	'slow=i' => \(my $slow = 20_000),
 	'sizes=s' => \(my $sizes = '200'),
+	'more' => \my $more,
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
 	'consume' => \my $consume,
 	'queues=s' => \(my $types = 'classic')) or exit 2;
 
-my $bench = Bench->new('relays');
+my $bench = Bench->new('relays', more => $more);
 
 for my $type (split /,/, $types)
 {

@@ -9,7 +9,8 @@ package Bench;
 #	$bench->finish;
 #
 # The file is bench/results/NAME.csv, one line for each figure: case, contender, turn,
-# figure, value.  A run replaces the cases that it measured and keeps the others.
+# figure, value.  A run replaces the cases that it measured and keeps the others; with
+# Bench->new('drain', more => 1) it adds rounds to them, for what takes too long in one go.
 
 use strict;
 use warnings FATAL => 'all';
@@ -28,6 +29,7 @@ sub new
 	my $self = bless {
 		name => $name,
 		file => $args{file} // "bench/results/$name.csv",
+		more => $args{more},
 		measured => {},
 		rows => [],
 		notes => []
@@ -71,15 +73,19 @@ sub _write
 	return;
 }
 
-# What was measured before in a case is forgotten as it is measured again.
+# What was measured before in a case is forgotten as it is measured again, unless this
+# run adds to it.
 sub _begin_case
 {
 	my ($self, $case) = @_;
 
 	croak "a case has no comma or colon in its name: $case" if $case =~ /[,:]/;
 	return if $self->{measured}{$case}++;
-	$self->{rows} = [ grep { $_->{case} ne $case } @{ $self->{rows} } ];
-	$self->{notes} = [ grep { $_->[0] ne $case } @{ $self->{notes} } ];
+	if (!$self->{more})
+	{
+		$self->{rows} = [ grep { $_->{case} ne $case } @{ $self->{rows} } ];
+		$self->{notes} = [ grep { $_->[0] ne $case } @{ $self->{notes} } ];
+	}
 	push @{ $self->{notes} }, [ $case, _command() ];
 	return;
 }
@@ -108,9 +114,10 @@ sub record
 sub turns
 {
 	my ($self, $case, $rounds, @contenders) = @_;
+	my $before = $self->{more} ? maximum(0, map { $_->{turn} } grep { $_->{case} eq $case } @{ $self->{rows} }) : 0;
 
 	print "\n$case\n";
-	for my $round (1 .. $rounds)
+	for my $round ($before + 1 .. $before + $rounds)
 	{
 		for my $contender ($round % 2 ? @contenders : reverse @contenders)
 		{
