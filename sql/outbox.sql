@@ -75,7 +75,7 @@ COMMENT ON TABLE outbox.message_0 IS 'segment of the ring; append-only, emptied 
 COMMENT ON TABLE outbox.message_1 IS 'segment of the ring, as message_0';
 COMMENT ON TABLE outbox.message_2 IS 'segment of the ring, as message_0';
 COMMENT ON TABLE outbox.message_3 IS 'segment of the ring, as message_0';
-COMMENT ON COLUMN outbox.message_0.id IS 'place in the order of publication; header x-outbox-id';
+COMMENT ON COLUMN outbox.message_0.id IS 'place in the order of the calls; header x-outbox-id';
 COMMENT ON COLUMN outbox.message_0.xid IS 'top-level transaction that enqueued the message';
 COMMENT ON COLUMN outbox.message_0.message_id IS 'AMQP message_id: one for the life of the message';
 COMMENT ON COLUMN outbox.message_0.payload IS 'AMQP body';
@@ -331,6 +331,7 @@ COMMENT ON FUNCTION outbox.announce() IS 'tell the launcher, at commit, that thi
 --
 
 SELECT pg_catalog.pg_extension_config_dump('outbox.dead_letter', '');
+SELECT pg_catalog.pg_extension_config_dump('outbox.held_number_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('outbox.held', $$
 UNION ALL
 SELECT m.id, m.xid, m.enqueued_at, m.message_id, m.exchange, m.routing_key, m.ordering_key,

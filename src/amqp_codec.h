@@ -55,8 +55,6 @@ typedef struct OutboxFrame
 	bool		multiple;		/* ack, nack */
 	bool		active;			/* channel.flow */
 	uint16_t	code;			/* return, channel.close, connection.close */
-	uint16_t	class_id;		/* close: the method that failed */
-	uint16_t	method_id;
 	char		text[OUTBOX_AMQP_TEXT]; /* reply text, blocked reason; printable, terminated */
 	uint16_t	channel_max;	/* tune */
 	uint32_t	frame_max;		/* tune, 0 = no limit */

@@ -197,8 +197,7 @@ decode_close(Cursor *in, OutboxFrame *frame, OutboxFrameType type)
 	frame->type = type;
 	frame->code = (uint16_t) take_number(in, 2);
 	take_text(in, frame);
-	frame->class_id = (uint16_t) take_number(in, 2);
-	frame->method_id = (uint16_t) take_number(in, 2);
+	(void) take_number(in, 4);	/* the method that failed: its class and its number */
 }
 
 /* Methods of the connection itself, on channel 0. */
@@ -437,7 +436,7 @@ frame_clear(OutboxFrame *frame)
 	frame->length = 0;
 	frame->delivery_tag = 0;
 	frame->multiple = frame->active = false;
-	frame->code = frame->class_id = frame->method_id = 0;
+	frame->code = 0;
 	frame->text[0] = '\0';
 	frame->channel_max = frame->heartbeat = 0;
 	frame->frame_max = 0;

@@ -100,14 +100,17 @@ is_template(void)
 void
 outbox_require_extension(void)
 {
+	bool		template;
 	bool		present;
 
 	StartTransactionCommand();
-	present = OidIsValid(get_extension_oid("outbox", true)) && !is_template();
+	template = is_template();
+	present = OidIsValid(get_extension_oid("outbox", true)) && !template;
 	CommitTransactionCommand();
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	my_slot->looked = present;
 	my_slot->absent = !present;
+	my_slot->is_template = template;
 	LWLockRelease(outbox_shared->lock);
 	if (!present)
 		proc_exit(0);

@@ -4,7 +4,7 @@
  *
  *		An entry is appended when its message is read (publish.c), gets a
  *		delivery tag when it is sent, is settled when the broker has answered
- *		(confirm.c), and leaves when its fate is recorded (progress.c). It
+ *		(confirm.c), and leaves when its fate is recorded (record.c). It
  *		leaves in the order it was read, so what is recorded is always a
  *		prefix.
  *
@@ -333,16 +333,43 @@ pass_on_turn(OutboxBatch *batch, OutboxEntry *entry)
 	}
 }
 
+/* Its turn has come, but it has not been sent. */
+static void
+hold_back_ready(OutboxBatch *batch, OutboxKey *key)
+{
+	uint64		next = batch->first_ready;
+
+	batch->first_ready = OUTBOX_NO_ENTRY;
+	while (next != OUTBOX_NO_ENTRY)
+	{
+		uint64		index = next;
+		OutboxEntry *entry = outbox_batch_entry(batch, index);
+
+		next = entry->next_waiting;
+		if (entry->key != key)
+		{
+			append_to_list(batch, &batch->first_ready, &batch->last_ready, index);
+			continue;
+		}
+		entry->has_turn = false;
+		key->turns--;
+		settle_behind(entry);
+	}
+}
+
 /*
- * A message was refused while some that were sent before are still to be sent
- * again: those of its key that come after it are in no list yet, and must not
- * pass it, whether or not it is recorded by the time their turn comes.
+ * A message was refused: those of its key that come after it and are not on the
+ * wire must not pass it, whether or not it is recorded by the time they could be
+ * sent. Its turn may have come to the next, if another in flight was confirmed;
+ * or some that were sent before are still to be sent again, and in no list yet.
  */
 static void
 hold_back_unsent(OutboxBatch *batch, uint64 refused)
 {
 	OutboxKey  *key = outbox_batch_entry(batch, refused)->key;
 
+	if (key->turns > 1)
+		hold_back_ready(batch, key);
 	for (uint64 i = Max(batch->resend, refused + 1); i < batch->tail; i++)
 	{
 		OutboxEntry *entry = outbox_batch_entry(batch, i);

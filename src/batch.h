@@ -116,7 +116,7 @@ typedef struct OutboxBatch
 	uint64		tail;			/* next free */
 	uint64		resend;			/* entries from here on may have to be sent (again) */
 	uint64		gated;			/* entries from here on wait for the durability gate */
-	uint64		careful_until;	/* while an entry below is unsettled: one at a time */
+	uint64		careful_until;	/* while an entry below is unrecorded: one at a time */
 	int64		suspect_id;		/* oldest unsettled when a connection was closed on us */
 	uint64		first_ready;	/* entries whose turn has come in their key */
 	uint64		last_ready;

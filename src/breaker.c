@@ -193,7 +193,7 @@ outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker)
 	breaker->draining = true;
 	breaker->failures = 0;
 	breaker->place = 0;
-	breaker->once_more = false;
+	breaker->last_look = false;
 	breaker->allowance = FIRST_ALLOWANCE;
 	breaker->taken = 0;
 	breaker->last_taken = 0;

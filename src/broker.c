@@ -49,7 +49,7 @@ outbox_broker_create(MemoryContext parent, const char *connection_name)
 	outbox_buffer_init(&broker->data, context);
 	outbox_buffer_init(&broker->control, context);
 
-	/* At once, so that neither can fail for lack of memory later. */
+	/* At once: neither grows while the broker reads what it is answered. */
 	outbox_buffer_reserve(&broker->input, OUTBOX_BROKER_INPUT);
 	outbox_buffer_reserve(&broker->control, OUTBOX_BROKER_CONTROL_MAX);
 	return broker;

@@ -43,7 +43,7 @@ typedef struct OutboxBrokerEvent
 	int64		id;				/* return: x-outbox-id; 0 if it carried none */
 	uint16		code;			/* return, channel closed, lost by connection.close */
 	bool		intended;		/* lost: our own doing, outbox.uri was changed */
-	size_t		unsent;			/* channel closed, lost: bytes of output never sent */
+	size_t		unsent;			/* bytes of output not sent by then: answers, channel closed, lost */
 	char		text[512];		/* lost: for a person, with the broker's words; return,
 								 * channel closed, blocked: the broker's words alone */
 } OutboxBrokerEvent;

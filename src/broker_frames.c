@@ -169,6 +169,7 @@ channel_frame(OutboxBroker *broker, const OutboxFrame *frame,
 								OUTBOX_EVENT_ACK : OUTBOX_EVENT_NACK, 0, "");
 			event->delivery_tag = frame->delivery_tag;
 			event->multiple = frame->multiple;
+			event->unsent = broker->data.end - broker->data.start;
 			return true;
 		case OUTBOX_FRAME_RETURN:
 			outbox_broker_event(&broker->returned, OUTBOX_EVENT_RETURN,

@@ -87,11 +87,14 @@ apply_answer(OutboxBatch *batch, const OutboxChannel *channel, const OutboxBroke
 
 	if (event->multiple && last == 0)
 		last = channel->next_tag - 1;	/* "all so far" */
-	if (last >= channel->next_tag)
+	index = outbox_batch_in_flight(batch, channel, last);
+	/* What is encoded may not have been sent yet. */
+	if (last >= channel->next_tag ||
+		(index != OUTBOX_NO_ENTRY &&
+		 outbox_batch_entry(batch, index)->sent_end + event->unsent > channel->sent_bytes))
 		return "it confirmed a message that was never sent to it";
 	if (!event->multiple)
 	{
-		index = outbox_batch_in_flight(batch, channel, last);
 		if (index == OUTBOX_NO_ENTRY)
 			return "it confirmed a message twice";
 		settle_answered(batch, index, ack, tally);
@@ -144,6 +147,22 @@ outbox_confirm_blames_exchange(uint16 code, const char *text)
 	return code == NOT_FOUND || (code == ACCESS_REFUSED && strstr(text, "topic '") == NULL);
 }
 
+/* Behind the last entry in flight on the channel. */
+static uint64
+end_of_in_flight(OutboxBatch *batch, const OutboxChannel *channel)
+{
+	uint64		end = 0;
+
+	for (uint64 tag = channel->lowest_tag; tag < channel->next_tag; tag++)
+	{
+		uint64		index = outbox_batch_in_flight(batch, channel, tag);
+
+		if (index != OUTBOX_NO_ENTRY)
+			end = Max(end, index + 1);
+	}
+	return end;
+}
+
 /* The broker ended the channel, or the connection, because of something we sent. */
 static void
 apply_refusal(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEvent *event)
@@ -158,7 +177,7 @@ apply_refusal(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEven
 	/* One of which nothing has been sent is not to blame. */
 	if (channel->in_flight > 1 || event->unsent >= outbox_batch_entry(batch, oldest)->size)
 	{
-		batch->careful_until = batch->tail;
+		batch->careful_until = end_of_in_flight(batch, channel);
 		channel->find_culprit = exchange;
 	}
 	else if (exchange)

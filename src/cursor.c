@@ -28,9 +28,9 @@
  *		they are merged, so nothing is sorted, and reading goes on after any id
  *		at the cost of a few index descents.
  *
- *		On entry to open() there is a transaction without an xid of its own.
- *		Between open() and close() a snapshot is held; nothing waits for the
- *		network there.
+ *		On entry to open() there is a transaction; what it wrote itself is not seen
+ *		as settled (horizon.c). Between open() and close() a snapshot is held;
+ *		nothing waits for the network there.
  */
 #include "pgcompat.h"
 
@@ -286,7 +286,8 @@ step_stream(OutboxCursor *cursor, OutboxStream *stream)
 static void
 open_stream(OutboxCursor *cursor, OutboxStream *stream)
 {
-	int64		after = cursor->last->read_id;
+	/* Opened again: its next row is known, perhaps behind many that are not to be seen. */
+	int64		after = Max(cursor->last->read_id, stream->head_id - 1);
 	ScanKeyData keys[2];
 	int			count = 0;
 
@@ -466,7 +467,11 @@ void
 outbox_cursor_settle(OutboxCursor *cursor, OutboxWindow *window, int64 id)
 {
 	for (OutboxWindow *w = cursor->first; w != window; w = w->next)
+	{
+		if (w == NULL)
+			elog(ERROR, "message " INT64_FORMAT " is of no window that is open", id);
 		w->settled_id = w->read_id;
+	}
 	window->settled_id = id;
 	forget_settled_windows(cursor);
 }

@@ -59,8 +59,7 @@ extern OutboxCursor *outbox_cursor_create(MemoryContext context,
 /*
  * Open the window to read from: the unfinished one, else a new one up to now.
  * Returns false if nothing has been committed since the last one.  Needs a
- * transaction without an xid of its own, keeps snapshot and locks until
- * outbox_cursor_close().
+ * transaction, keeps snapshot and locks until outbox_cursor_close().
  */
 extern bool outbox_cursor_open(OutboxCursor *cursor);
 

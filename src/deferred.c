@@ -4,7 +4,7 @@
  *		another attempt, or behind a message with the same ordering key.
  *
  *		A message comes here in the very transaction in which progress passes
- *		it (progress.c), never earlier: otherwise a crash in between would send
+ *		it (record.c), never earlier: otherwise a crash in between would send
  *		it twice, or send it and keep it here.
  *
  *		The queue of an ordering key is its rows that are not 'scheduled', in
@@ -28,6 +28,7 @@
 
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "common/pg_prng.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -148,10 +149,11 @@ TimestampTz
 outbox_deferred_retry_at(TimestampTz now, int attempts)
 {
 	double		delay = ldexp(outbox_retry_delay_min, Min(attempts - 1, 30));
-
 	/* Varied, so that many do not come back at once. */
+	double		factor = 0.8 + 0.4 * pg_prng_double(&pg_global_prng_state);
+
 	delay = Min(delay, (double) Max(outbox_retry_delay_max, outbox_retry_delay_min));
-	return TimestampTzPlusMilliseconds(now, (int64) (delay * (0.8 + 0.4 * outbox_random())));
+	return TimestampTzPlusMilliseconds(now, (int64) (delay * factor));
 }
 
 int64

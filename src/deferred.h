@@ -52,7 +52,7 @@ struct OutboxQuery;
 extern void outbox_aside_run(struct OutboxQuery *query, OutboxAside *aside,
 							 OutboxTouchedKeys *touched);
 
-/* All of the following within a session that writes. */
+/* All of the following within a session. */
 
 /* Move messages from a segment to deferred, in the order they were added. */
 extern void outbox_deferred_insert(int segment, OutboxAside *aside, OutboxTouchedKeys *touched);

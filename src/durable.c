@@ -72,7 +72,7 @@ outbox_gate_close(OutboxGate *gate)
 	if (gate->commit_lsn != InvalidXLogRecPtr && XLogNeedsFlush(gate->commit_lsn))
 		XLogFlush(gate->commit_lsn);
 	gate->commit_lsn = InvalidXLogRecPtr;
-	gate->target = wants_standbys() ? outbox_flushed_lsn() : InvalidXLogRecPtr;
+	gate->target = wants_standbys() ? GetFlushRecPtr(NULL) : InvalidXLogRecPtr;
 	gate->last_xid = 0;
 }
 

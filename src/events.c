@@ -41,8 +41,8 @@ take_events_of(OutboxConnections *connections, OutboxConnection *connection,
 	return lost;
 }
 
-void
-outbox_events_take(OutboxConnections *connections, OutboxSlot *slot, TimestampTz now)
+static void
+take_all(OutboxConnections *connections, OutboxSlot *slot)
 {
 	OutboxConnection *first = &connections->list[0];
 	OutboxConnection *lost = NULL;
@@ -62,11 +62,23 @@ outbox_events_take(OutboxConnections *connections, OutboxSlot *slot, TimestampTz
 	if (take_events_of(connections, first, slot, &tally))
 		outbox_connections_end_others(connections, first);
 	outbox_report_counts(slot, connections->batch->in_flight, &tally);
+}
+
+void
+outbox_events_take(OutboxConnections *connections, OutboxSlot *slot, TimestampTz now)
+{
+	bool		overdue = false;
+
+	take_all(connections, slot);
 	for (int i = 0; i < connections->count; i++)
 	{
 		OutboxConnection *connection = &connections->list[i];
 
-		outbox_stall_watch(&connection->stall, connections->batch, connection->channel,
-						   connection->broker, now);
+		if (outbox_stall_watch(&connection->stall, connections->batch, connection->channel,
+							   connection->broker, now))
+			overdue = true;
 	}
+	/* All end with it now: what was sent on the others meanwhile would be sent twice. */
+	if (overdue)
+		take_all(connections, slot);
 }

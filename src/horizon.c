@@ -18,6 +18,7 @@
 #include "pgcompat.h"
 
 #include "access/xact.h"
+#include "lib/qunique.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
@@ -84,6 +85,8 @@ snapshot_as_data(Snapshot snapshot, FullTransactionId next, MemoryContext contex
 		result.xmin = Min(result.xmin, widen_xid(own, next));
 	}
 	qsort(result.xip, result.xcnt, sizeof(uint64), compare_xids);
+	/* One that is being prepared runs twice, for as long as it waits for a standby. */
+	result.xcnt = qunique(result.xip, result.xcnt, sizeof(uint64), compare_xids);
 	return result;
 }
 

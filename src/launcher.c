@@ -187,6 +187,8 @@ probe_next(TimestampTz now, TimestampTz *wake_at)
 	{
 		OutboxSlot *slot = outbox_shmem_find(probing);
 
+		/* The clock may have been set back. */
+		probing_until = Min(probing_until, TimestampTzPlusMilliseconds(now, PROBE_TIMEOUT_MS));
 		if (slot != NULL && !slot->looked && now < probing_until)
 		{
 			*wake_at = Min(*wake_at, probing_until);
@@ -310,8 +312,9 @@ judge_slot(int index, TimestampTz now, Oid *dboid, TimestampTz *wake_at)
 		 /* freed or attached this instant */ ;
 	else if (slot->absent && !slot->announced)
 	{
+		/* A scan passes over a template, and finds it once it is one no longer. */
+		verdict = slot->is_template ? SLOT_LEAVE : SLOT_FORGET;
 		outbox_shmem_clear(slot);
-		verdict = SLOT_FORGET;
 	}
 	else if (is_quiesced(slot))
 		*wake_at = Min(*wake_at, TimestampTzPlusMilliseconds(now, 1000));

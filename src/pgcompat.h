@@ -1,7 +1,7 @@
 /*
  * pgcompat.h
  *		The prelude of every source file, and the only place that may say
- *		PG_VERSION_NUM: what differs between PostgreSQL 14 and 19 is given one
+ *		PG_VERSION_NUM: what differs between PostgreSQL 15 and 19 is given one
  *		name here.
  */
 #ifndef OUTBOX_PGCOMPAT_H
@@ -14,9 +14,6 @@
 #include "catalog/index.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
-#if PG_VERSION_NUM >= 150000
-#include "common/pg_prng.h"
-#endif
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -40,13 +37,6 @@
 #define outbox_oldest_clog_xid() (ShmemVariableCache->oldestClogXid)
 #endif
 
-#if PG_VERSION_NUM >= 150000
-#define outbox_flushed_lsn() GetFlushRecPtr(NULL)
-#else
-#define outbox_flushed_lsn() GetFlushRecPtr()
-#define MarkGUCPrefixReserved(prefix) EmitWarningsOnPlaceholders(prefix)
-#endif
-
 #if PG_VERSION_NUM >= 170000
 #define outbox_create_wait_event_set(nevents) CreateWaitEventSet(NULL, (nevents))
 #else
@@ -64,13 +54,6 @@
 #if PG_VERSION_NUM < 160000
 #define RelationSetNewRelfilenumber(rel, persistence) \
 	RelationSetNewRelfilenode((rel), (persistence))
-#endif
-
-/* Uniform in [0, 1). */
-#if PG_VERSION_NUM >= 150000
-#define outbox_random() pg_prng_double(&pg_global_prng_state)
-#else
-#define outbox_random() ((double) random() / ((double) MAX_RANDOM_VALUE + 1))
 #endif
 
 static inline void

@@ -125,7 +125,8 @@ take_answer(OutboxProbe *probe, const OutboxBrokerEvent *event, TimestampTz now,
 	bool		all = event->multiple && event->delivery_tag == 0;
 	bool		returned = probe->entry.returned;
 
-	if (probe->breaker == NULL || (event->delivery_tag != probe->next_tag - 1 && !all))
+	if (probe->breaker == NULL || (event->delivery_tag != probe->next_tag - 1 && !all) ||
+		event->unsent > 0)
 		return "it confirmed a message that is not on the way";
 	if (event->type == OUTBOX_EVENT_NACK)
 	{

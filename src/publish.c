@@ -280,13 +280,7 @@ outbox_publish_unsent(OutboxPublisher *publisher)
 	while (may_send_one_more(publisher) && rows++ < MAX_ROWS_PER_SESSION &&
 		   (index = outbox_batch_take_ready(batch)) != OUTBOX_NO_ENTRY)
 	{
-		OutboxEntry *entry = outbox_batch_entry(batch, index);
-
-		/* Another of several in flight of its key may have been refused meanwhile. */
-		if (entry->key->refused > 0)
-			outbox_batch_settle(batch, index, OUTBOX_BEHIND, NULL);
-		else
-			send_again(publisher, index);
+		send_again(publisher, index);
 	}
 	while (batch->resend < batch->tail && may_send_one_more(publisher) &&
 		   rows++ < MAX_ROWS_PER_SESSION)
@@ -357,6 +351,7 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	OutboxBatch *batch = publisher->batch;
 	OutboxBreakers *breakers = publisher->breakers;
 	OutboxPicked picked;
+	bool		settled;
 
 	if (breaker->taken > 0 && breaker->last_taken <= batch->head)
 	{
@@ -373,26 +368,28 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	if (picked.count > 0)
 	{
 		breaker->last_taken = batch->tail;
-		breaker->once_more = false;
+		breaker->last_look = false;
 	}
 	if (!picked.end)
 		return true;
 
-	/* What was set aside before it drained may have been recorded since, in its old place. */
-	if (!breaker->once_more)
-	{
-		breaker->once_more = true;
-		breaker->place = 0;
-		return true;
-	}
-
-	/* What was set aside is in the queue once it is recorded. */
-	if (all_recorded && breaker->last_set_aside <= batch->head)
+	/*
+	 * What was set aside is in the queue once it is recorded, perhaps in an old place that
+	 * this look has passed: it is the last look if all was recorded as it began.
+	 */
+	settled = all_recorded && breaker->last_set_aside <= batch->head &&
+		breaker->last_taken <= batch->head;
+	if (settled && breaker->last_look)
 	{
 		outbox_breaker_remove(breakers, breaker);
 		breakers->hold_until = 0;
+		return false;
 	}
-	else if (breaker->next_hold <= publisher->now)
+	breaker->place = 0;
+	breaker->last_look = settled;
+	if (settled)
+		return true;
+	if (breaker->next_hold <= publisher->now)
 	{
 		breakers->hold_until = TimestampTzPlusMilliseconds(publisher->now, HOLD_MS);
 		breaker->next_hold = TimestampTzPlusMilliseconds(publisher->now, HOLD_INTERVAL_MS);
@@ -468,6 +465,9 @@ outbox_publish_gate_open(OutboxPublisher *publisher)
 void
 outbox_publish_shut_gate(OutboxPublisher *publisher, uint64 first_entry)
 {
+	/* Nothing was added: a standby that is away is of no concern. */
+	if (publisher->gate.last_xid == 0)
+		return;
 	OUTBOX_FAULTPOINT("gate-before-flush");
 	outbox_gate_close(&publisher->gate);
 	publisher->batch->gated = first_entry;

@@ -12,8 +12,8 @@
  *		Nothing is recorded before the broker has answered, and nothing beyond
  *		the durability gate (outbox_batch_head_settled()).
  *
- *		On entry: a session that writes. Must never wait for a row that
- *		somebody else has locked.
+ *		On entry: a session. Must never wait for a row that somebody else has
+ *		locked.
  */
 #include "pgcompat.h"
 

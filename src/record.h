@@ -26,10 +26,10 @@ typedef struct OutboxRecorder
 extern TimestampTz outbox_record_due(OutboxRecorder *recorder);
 
 /*
- * Within a session that writes: record everything at the front of the batch
- * that is settled, set aside what was not confirmed, and forget it. Returns
- * true if deferred was changed. If this raises, the batch no longer agrees
- * with the tables: the worker must end.
+ * Within a session: record everything at the front of the batch that is settled,
+ * set aside what was not confirmed, and forget it. Returns true if deferred was
+ * changed. If this raises, the batch no longer agrees with the tables: the worker
+ * must end.
  */
 extern bool outbox_record(OutboxRecorder *recorder, TimestampTz now);
 

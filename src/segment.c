@@ -25,15 +25,18 @@
 #include "pgcompat.h"
 
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/heap.h"
+#include "catalog/pg_class.h"
 #include "commands/tablecmds.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "pgstat.h"
 
@@ -138,6 +141,39 @@ outbox_segment_rotate(int open_segment)
 }
 
 /*
+ * Lock a row of pg_class without waiting, false if that can't be had: GRANT writes to it,
+ * and holds no lock on the relation until its transaction ends.
+ */
+static bool
+lock_catalog_row(Oid relid)
+{
+	Relation	catalog = table_open(RelationRelationId, RowExclusiveLock);
+	HeapTuple	known = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool		locked = false;
+
+	if (HeapTupleIsValid(known))
+	{
+		HeapTupleData tuple = {.t_self = known->t_self};
+		Buffer		buffer;
+		TM_FailureData failure;
+
+		locked = heap_lock_tuple(catalog, &tuple, GetCurrentCommandId(true),
+								 LockTupleNoKeyExclusive, LockWaitSkip, false,
+								 &buffer, &failure) == TM_Ok;
+		ReleaseBuffer(buffer);
+		ReleaseSysCache(known);
+	}
+	table_close(catalog, NoLock);
+	return locked;
+}
+
+static bool
+lock_relation(Oid relid)
+{
+	return ConditionalLockRelationOid(relid, AccessExclusiveLock) && lock_catalog_row(relid);
+}
+
+/*
  * Lock a table with its TOAST table and all indexes against everybody, without
  * waiting for anybody: a VACUUM of the TOAST table holds no lock on its owner.
  */
@@ -150,7 +186,7 @@ lock_with_its_parts(Oid table)
 	ListCell   *lc;
 	bool		locked = true;
 
-	if (!ConditionalLockRelationOid(table, AccessExclusiveLock))
+	if (!lock_relation(table))
 		return false;
 	rel = try_relation_open(table, NoLock);
 	if (rel == NULL)
@@ -159,7 +195,7 @@ lock_with_its_parts(Oid table)
 	indexes = RelationGetIndexList(rel);
 	table_close(rel, NoLock);
 	foreach(lc, indexes)
-		locked = locked && ConditionalLockRelationOid(lfirst_oid(lc), AccessExclusiveLock);
+		locked = locked && lock_relation(lfirst_oid(lc));
 	return locked && (!OidIsValid(toast) || lock_with_its_parts(toast));
 }
 
@@ -226,7 +262,7 @@ try_to_empty(const char *name, int segment)
 	Oid			table;
 
 	/* All tables we look into are locked without waiting, or none. */
-	if (outbox_session_begin(false) != OUTBOX_SESSION_OPEN)
+	if (outbox_session_begin() != OUTBOX_SESSION_OPEN)
 		return;
 	table = outbox_catalog_table(name);
 	/* Look first without the lock: even a failed attempt at it may cost an xid. */

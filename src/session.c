@@ -3,10 +3,12 @@
  *		Owns the worker's transactions: each is short, holds its locks only
  *		while it works, and is over before anything waits for the network.
  *
- *		Locks are taken by ConditionalLockRelationOid() on all tables a
- *		transaction may touch, before it touches any. If one cannot be had
- *		(DROP EXTENSION, ALTER TABLE, an operator's LOCK), the transaction ends
- *		at once and the worker goes on serving the connection. With the locks
+ *		Locks are taken by ConditionalLockRelationOid() on all tables, before any
+ *		is touched. If one cannot be had (DROP EXTENSION, ALTER TABLE, REINDEX, an
+ *		operator's LOCK), the transaction ends at once and the worker goes on
+ *		serving the connection. They are those of a writer, also for what is only
+ *		read: REINDEX lets readers of the table in, and makes them wait for the
+ *		index. With the locks
  *		held, tables that an invalidation may have been about are looked at again
  *		(take_tables).
  */
@@ -26,21 +28,15 @@
 #include "catalog.h"
 #include "session.h"
 
-static const char *const read_tables[] = {
-	"message_0", "message_1", "message_2", "message_3"
-};
-
-/* pg_sequence_last_value() takes this lock, and would wait for it. */
-static const char *const sequences[] = {"message_id_seq", "deferred_place_seq"};
-
-static const char *const write_tables[] = {
+/* The sequences as well: pg_sequence_last_value() takes this lock, and would wait for it. */
+static const char *const tables[] = {
+	"message_0", "message_1", "message_2", "message_3",
+	"message_id_seq", "deferred_place_seq",
 	"progress_0", "progress_1", "deferred", "dead_letter", "control"
 };
 
 /* OIDs as of the worker's start: a table dropped and made anew is another one. */
-static Oid	read_oids[lengthof(read_tables)];
-static Oid	sequence_oids[lengthof(sequences)];
-static Oid	write_oids[lengthof(write_tables)];
+static Oid	oids[lengthof(tables)];
 
 /*
  * Whatever may have been done to them so far, and how much of it there was when they
@@ -75,32 +71,15 @@ static const char *const overrides[][2] = {
 	{"transaction_timeout", "0"},	/* 17 and later */
 };
 
-static void
-look_up(const char *const *names, Oid *oids, int count)
-{
-	for (int i = 0; i < count; i++)
-		oids[i] = outbox_catalog_table(names[i]);
-}
-
-static bool
-contains(const Oid *oids, int count, Oid oid)
-{
-	for (int i = 0; i < count; i++)
-	{
-		if (oids[i] == oid)
-			return true;
-	}
-	return false;
-}
-
 /* A relation was altered, emptied or dropped; InvalidOid: any may have been. */
 static void
 relation_changed(Datum arg, Oid relid)
 {
-	if (!OidIsValid(relid) ||
-		contains(read_oids, lengthof(read_oids), relid) ||
-		contains(sequence_oids, lengthof(sequence_oids), relid) ||
-		contains(write_oids, lengthof(write_oids), relid))
+	bool		is_ours = !OidIsValid(relid);
+
+	for (int i = 0; i < lengthof(oids); i++)
+		is_ours = is_ours || oids[i] == relid;
+	if (is_ours)
 		changes++;
 }
 
@@ -122,38 +101,37 @@ outbox_session_init(void)
 	}
 
 	StartTransactionCommand();
-	look_up(read_tables, read_oids, lengthof(read_tables));
-	look_up(sequences, sequence_oids, lengthof(sequences));
-	look_up(write_tables, write_oids, lengthof(write_tables));
+	for (int i = 0; i < lengthof(tables); i++)
+		oids[i] = outbox_catalog_table(tables[i]);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
 
 static bool
-lock_tables(const Oid *oids, int count, LOCKMODE mode)
+lock_tables(void)
 {
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < lengthof(oids); i++)
 	{
-		if (OidIsValid(oids[i]) && !ConditionalLockRelationOid(oids[i], mode))
+		if (OidIsValid(oids[i]) && !ConditionalLockRelationOid(oids[i], RowExclusiveLock))
 			return false;
 	}
 	return true;
 }
 
 static bool
-check_tables(const char *const *names, const Oid *oids, int count)
+check_tables(void)
 {
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < lengthof(tables); i++)
 	{
 		Relation	rel;
 
-		gone_name = names[i];
+		gone_name = tables[i];
 		if (!OidIsValid(oids[i]) || (rel = try_relation_open(oids[i], NoLock)) == NULL)
 			return false;
 		outbox_catalog_check(rel);
 		relation_close(rel, NoLock);
 		/* Renamed, or in another schema: neither C nor SQL would find it. */
-		if (outbox_catalog_table(names[i]) != oids[i])
+		if (outbox_catalog_table(tables[i]) != oids[i])
 			return false;
 	}
 	return true;
@@ -164,21 +142,16 @@ check_tables(const char *const *names, const Oid *oids, int count)
  * before, so that what was checked once need not be looked at until one comes.
  */
 static OutboxSession
-take_tables(bool writes)
+take_tables(void)
 {
 	uint64		seen;
 
-	if (!lock_tables(read_oids, lengthof(read_oids), AccessShareLock) ||
-		!lock_tables(sequence_oids, lengthof(sequence_oids), RowExclusiveLock) ||
-		!lock_tables(write_oids, lengthof(write_oids),
-					 writes ? RowExclusiveLock : AccessShareLock))
+	if (!lock_tables())
 		return OUTBOX_SESSION_LOCKED;
 	if (checked_changes == changes)
 		return OUTBOX_SESSION_OPEN;
 	seen = changes;
-	if (!check_tables(read_tables, read_oids, lengthof(read_oids)) ||
-		!check_tables(sequences, sequence_oids, lengthof(sequence_oids)) ||
-		!check_tables(write_tables, write_oids, lengthof(write_oids)))
+	if (!check_tables())
 		return OUTBOX_SESSION_GONE;
 	checked_changes = seen;
 	return OUTBOX_SESSION_OPEN;
@@ -191,13 +164,13 @@ outbox_session_gone_name(void)
 }
 
 OutboxSession
-outbox_session_begin(bool writes)
+outbox_session_begin(void)
 {
 	OutboxSession result;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	result = take_tables(writes);
+	result = take_tables();
 	if (result != OUTBOX_SESSION_OPEN)
 	{
 		CommitTransactionCommand();

@@ -18,11 +18,11 @@ typedef enum OutboxSession
 extern void outbox_session_init(void);
 
 /*
- * worker: begin a transaction that reads our tables or, if `writes`, writes to
- * them.  Never waits for a lock: a wait would starve the heartbeat.  Unless
+ * worker: begin a transaction that reads our tables or writes to them.  Never
+ * waits for a lock: a wait would starve the heartbeat.  Unless
  * OUTBOX_SESSION_OPEN is returned, no transaction is left open.
  */
-extern OutboxSession outbox_session_begin(bool writes);
+extern OutboxSession outbox_session_begin(void);
 extern void outbox_session_commit(void);
 
 /* After OUTBOX_SESSION_GONE: which of our tables and sequences it was. */

@@ -221,7 +221,7 @@ static const IntSetting int_settings[] = {
 		"outbox.retention", &outbox_retention,
 		0, 0, TEN_YEARS_S, GUC_UNIT_S,
 		"Sets how long messages are kept after they were published.",
-		"For outbox.message and outbox.replay(). With 0 a table is emptied as "
+		"They remain in the view outbox.message. With 0 a table is emptied as "
 		"soon as all of its messages are settled."
 	},
 };

@@ -36,7 +36,8 @@ typedef struct OutboxSlot
 	pid_t		quiesced_by;	/* backend whose DDL needs the database empty */
 	bool		announced;		/* CREATE EXTENSION committed; worker has not looked yet */
 	bool		looked;			/* its worker has found the extension */
-	bool		absent;			/* last worker found no extension */
+	bool		absent;			/* last worker found no extension, or a template */
+	bool		is_template;	/* ... a template: it may be one no longer when next looked at */
 	int			failures;		/* starts in a row that did not last */
 	TimestampTz next_start;		/* not before */
 	OutboxWorkerState state;

@@ -48,7 +48,7 @@ outbox_stall_deadline(const OutboxStall *stall, OutboxBatch *batch, const Outbox
 		TimestampTzPlusMilliseconds(Max(oldest->sent_at, stall->since), outbox_confirm_timeout);
 }
 
-void
+bool
 outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channel,
 				   OutboxBroker *broker, TimestampTz now)
 {
@@ -72,7 +72,7 @@ outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channe
 	stall->unsent = unsent;
 	stall->oldest_tag = channel->lowest_tag;
 	if (outbox_stall_deadline(stall, batch, channel, broker) > now)
-		return;
+		return false;
 	seconds = (now - oldest->sent_at) / USECS_PER_SEC;
 	/* Several queues may be to blame: find those that are nearly due as well. */
 	outbox_batch_suspect(batch, channel,
@@ -83,4 +83,5 @@ outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channe
 	snprintf(why, sizeof(why), "the oldest of %d messages in flight has not been confirmed for %d s",
 			 channel->in_flight, seconds);
 	outbox_broker_fail(broker, why);
+	return true;
 }

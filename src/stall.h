@@ -23,9 +23,9 @@ extern TimestampTz outbox_stall_deadline(const OutboxStall *stall, OutboxBatch *
 
 /*
  * If an answer is overdue, mark the messages that may be the reason
- * (OutboxEntry.suspect) and end the connection.
+ * (OutboxEntry.suspect) and end the connection; returns true.
  */
-extern void outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channel,
+extern bool outbox_stall_watch(OutboxStall *stall, OutboxBatch *batch, OutboxChannel *channel,
 							   OutboxBroker *broker, TimestampTz now);
 
 #endif							/* OUTBOX_STALL_H */

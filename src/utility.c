@@ -180,10 +180,17 @@ wait_for_worker_to_leave(Oid dboid)
 static void
 commit_prepared(void)
 {
+	OutboxSlot *slot;
+
 	outbox_wake_worker_at_commit();
 	outbox_wake_control_at_commit();
-	/* It may have been CREATE EXTENSION; to say so once more does no harm. */
-	if (outbox_shared != NULL && OidIsValid(get_extension_oid("outbox", true)))
+	/*
+	 * It may have been CREATE EXTENSION, unless a worker has found that already: to say
+	 * so again would start one at once that is to wait after a failure.
+	 */
+	slot = outbox_shmem_find(MyDatabaseId);
+	if (outbox_shared != NULL && (slot == NULL || !slot->looked) &&
+		OidIsValid(get_extension_oid("outbox", true)))
 		outbox_wake_launcher_at_commit();
 }
 

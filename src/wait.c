@@ -5,7 +5,9 @@
  *		postmaster, and a time.
  *
  *		On entry: no transaction, no snapshot, no lock but the publisher lock.
- *		The caller goes on to CHECK_FOR_INTERRUPTS().
+ *		The latch is reset, so the caller looks at what others want of it before
+ *		it comes here again (is_called() in worker.c), but for the last moments of
+ *		a connection.
  */
 #include "pgcompat.h"
 

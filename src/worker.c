@@ -101,11 +101,11 @@ leave(void)
 
 /* Begin a session; false if it can't be had now.  Leaves if the extension is gone. */
 static bool
-begin_session(bool writes)
+begin_session(void)
 {
 	if (worker->now < worker->locked_until)
 		return false;
-	switch (outbox_session_begin(writes))
+	switch (outbox_session_begin())
 	{
 		case OUTBOX_SESSION_OPEN:
 			return true;
@@ -225,7 +225,7 @@ publish(void)
 	/* Before the snapshot: see outbox_shmem_announce_work(). */
 	if (pg_atomic_exchange_u32(&worker->slot->work, 0) != 0)
 		worker->hungry = true;
-	if (!begin_session(false))
+	if (!begin_session())
 		return;
 
 	outbox_publish_unsent(publisher);
@@ -263,7 +263,7 @@ probe(void)
 	OutboxTally tally = {0};
 
 	outbox_probe_turn(worker->probe, worker->now, may_probe(), first, &tally);
-	if (outbox_probe_next(worker->probe) <= worker->now && begin_session(false))
+	if (outbox_probe_next(worker->probe) <= worker->now && begin_session())
 	{
 		outbox_probe_send(worker->probe, worker->now);
 		outbox_session_commit();
@@ -287,7 +287,7 @@ record_progress(void)
 {
 	TimestampTz due = record_due();
 
-	if (due == DT_NOEND || (due > worker->now && !worker->leaving) || !begin_session(true))
+	if (due == DT_NOEND || (due > worker->now && !worker->leaving) || !begin_session())
 		return;
 	if (outbox_record(&worker->recorder, worker->now))
 	{
@@ -300,12 +300,19 @@ record_progress(void)
 	worker->emptying_due = true;
 }
 
+/* May there be something to empty?  In a copy adopt() may change tables under us. */
+static bool
+may_empty(void)
+{
+	return worker->emptying_due && !worker->control.foreign;
+}
+
 static void
 keep_segments(void)
 {
 	int			open_segment;
 
-	if (!worker->emptying_due || worker->now < worker->next_upkeep || !begin_session(false))
+	if (!may_empty() || worker->now < worker->next_upkeep || !begin_session())
 		return;
 	open_segment = outbox_segment_rotate(worker->open_segment);
 	outbox_session_commit();
@@ -319,7 +326,7 @@ keep_segments(void)
 	worker->next_upkeep = TimestampTzPlusMilliseconds(worker->now, OUTBOX_SEGMENT_INTERVAL_MS);
 }
 
-/* Within a session that writes. */
+/* Within a session. */
 static void
 read_control(void)
 {
@@ -346,15 +353,21 @@ read_control(void)
 	worker->next_due = worker->now;
 }
 
+static bool
+is_control_changed(void)
+{
+	return worker->control_seen != pg_atomic_read_u32(&worker->slot->control_changed);
+}
+
 static void
 poll_control(void)
 {
 	/* Half an interval is early, but a turn that is made anyway spares one of its own. */
 	if (worker->now < TimestampTzPlusMilliseconds(worker->next_poll, -outbox_poll_interval / 2) &&
-		worker->control_seen == pg_atomic_read_u32(&worker->slot->control_changed))
+		!is_control_changed())
 		return;
 	/* If our tables are locked, ask again soon, not at the next poll. */
-	if (!begin_session(true))
+	if (!begin_session())
 		return;
 	read_control();
 	outbox_session_commit();
@@ -378,13 +391,32 @@ configure(void)
 	outbox_connections_configure(connections);
 }
 
+/* Is this process to end, in order? */
+static bool
+is_told_to_leave(void)
+{
+	return worker->slot->quiesced_by != 0 || pg_atomic_read_u32(&worker->slot->reload) != 0 ||
+		ShutdownRequestPending;
+}
+
+/*
+ * Do others want something?  Whoever does sets the latch; but what waits within a turn,
+ * for a lock, a buffer, the last confirms of a connection, resets it. So this is looked
+ * at before the worker sleeps.
+ */
+static bool
+is_called(void)
+{
+	return InterruptPending || ConfigReloadPending || is_told_to_leave() ||
+		(is_control_changed() && worker->locked_until <= worker->now);
+}
+
 /* What others want of this process. */
 static void
 heed_others(void)
 {
 	CHECK_FOR_INTERRUPTS();
-	if (worker->slot->quiesced_by != 0 || pg_atomic_read_u32(&worker->slot->reload) != 0 ||
-		ShutdownRequestPending)
+	if (is_told_to_leave())
 		worker->leaving = true;
 	if (ConfigReloadPending)
 	{
@@ -429,7 +461,7 @@ next_deadline(void)
 #define NO_LATER_THAN(moment) (deadline = Min(deadline, (moment)))
 	NO_LATER_THAN(record_due());
 	NO_LATER_THAN(outbox_probe_next(worker->probe));
-	if (worker->emptying_due)
+	if (may_empty())
 		NO_LATER_THAN(worker->next_upkeep);
 	if (may_read_on())
 	{
@@ -477,17 +509,25 @@ sleep_until(TimestampTz deadline)
 	outbox_wait(brokers, count, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline));
 }
 
-/* Sleep, unless there is something to publish, until `deadline` or an event. */
+/* Look at the clock; returns by how much it was set back, mostly 0. */
+static TimestampTz
+take_time(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz back = Max(0, worker->now - now);
+
+	if (back > 0)
+		follow_clock(back);
+	worker->now = now;
+	return back;
+}
+
+/* Sleep, unless there is something to do, until `deadline` or an event. */
 static void
 wait_for_something(TimestampTz deadline)
 {
-	TimestampTz now;
-
-	sleep_until(can_publish() ? 0 : deadline);
-	now = GetCurrentTimestamp();
-	if (now < worker->now)
-		follow_clock(worker->now - now);
-	worker->now = now;
+	sleep_until(can_publish() || is_called() ? 0 : deadline);
+	(void) take_time();
 }
 
 /* ---- the loop ---- */
@@ -515,16 +555,18 @@ turn(void)
 static void
 collect_confirms(void)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FAREWELL_MS);
+	TimestampTz deadline;
 
-	while (worker->publisher.batch->in_flight > 0 && GetCurrentTimestamp() < deadline)
+	(void) take_time();
+	deadline = TimestampTzPlusMilliseconds(worker->now, FAREWELL_MS);
+	while (worker->publisher.batch->in_flight > 0 && worker->now < deadline)
 	{
 		outbox_connections_turn(worker->publisher.connections, worker->now);
 		take_events();
 		probe();
 		if (worker->publisher.batch->in_flight > 0)
 			sleep_until(deadline);
-		worker->now = GetCurrentTimestamp();
+		deadline -= take_time();
 	}
 }
 
@@ -538,15 +580,16 @@ begin_where_recorded(void)
 	OutboxProgress progress;
 	char		name[NAMEDATALEN + 32];
 
-	while (worker->now = GetCurrentTimestamp(), !begin_session(true))
+	while (worker->now = GetCurrentTimestamp(), !begin_session())
 	{
 		outbox_report_error(worker->slot, "somebody has locked the tables of the extension");
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCKED_RETRY_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ShutdownRequestPending || worker->slot->quiesced_by != 0)
+		if (is_told_to_leave())
 			leave();
+		worker->locked_until = 0;	/* the clock may have been set back */
 	}
 	outbox_progress_load(&progress);
 	publisher->cursor = outbox_cursor_create(context, &progress, OUTBOX_ALL_SEGMENTS);
@@ -579,15 +622,14 @@ begin_where_recorded(void)
 static void
 record_everything(void)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													   LAST_RECORDS_MS);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(worker->now, LAST_RECORDS_MS);
 
 	do
 	{
-		worker->now = GetCurrentTimestamp();
 		record_progress();
 		if (worker->locked_until > worker->now)
 			sleep_until(worker->locked_until);
+		deadline -= take_time();
 	} while (outbox_batch_head_settled(worker->publisher.batch) && worker->now < deadline);
 }
 

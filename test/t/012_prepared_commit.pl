@@ -1,5 +1,7 @@
 # Proves that COMMIT PREPARED, from whatever session, wakes the worker by itself:
-# the backstop is a minute away.  ROLLBACK PREPARED sends nothing.
+# the backstop is a minute away.  ROLLBACK PREPARED sends nothing.  A transaction that
+# could be seen while it was being prepared is published once; and COMMIT PREPARED does
+# not start a worker that waits after a failure.
 
 use strict;
 use warnings FATAL => 'all';
@@ -7,8 +9,10 @@ use warnings FATAL => 'all';
 use Test::More;
 use Time::HiRes qw(time);
 
+use PostgreSQL::Test::Utils;
 use Outbox::Broker;
 use Outbox::Node;
+use Outbox::Wait qw(wait_until);
 
 my $broker = Outbox::Broker->new;
 $broker->start;
@@ -62,5 +66,62 @@ cmp_ok($message->{at} / 1e6 - $start, '<', 5, 'also after a restart in between')
 $node->wait_drained;
 ok(!$consumer->first($id{2}), 'ROLLBACK PREPARED sends nothing');
 is(scalar(my @all = $consumer->received), 3, 'each message once');
+
+#
+# PREPARE TRANSACTION waits for a standby; so long, two processes have its transaction
+#
+$node->append_conf('postgresql.conf', <<'END');
+wal_level = replica
+max_wal_senders = 2
+synchronous_standby_names = 'nobody'
+synchronous_commit = local
+outbox.durability = local
+END
+$node->restart;
+$node->wait_connected;
+my $preparing = $node->background_psql('postgres', on_error_stop => 0);
+my $twice = $preparing->query_safe(<<'END');
+SET synchronous_commit = on;
+BEGIN;
+SELECT outbox.enqueue('', 'orders', 'twice');
+END
+$preparing->query_until(qr/preparing/, "\\echo preparing\nPREPARE TRANSACTION 'twice';\n");
+$node->wait_for('it to wait for a standby',
+	"SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'", timeout => 20);
+
+sub publish_marker
+{
+	my $id = $node->safe_psql('postgres', "SELECT outbox.enqueue('', 'orders', 'marker')");
+
+	$consumer->wait_message($id, 20);
+	$node->wait_for('that to be confirmed', 'SELECT in_flight = 0 FROM outbox.status');
+	return;
+}
+
+publish_marker();
+ok(!$consumer->first($twice), 'while it waits its message is not sent');
+$node->safe_psql('postgres',
+	"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+$node->wait_for('it to be prepared', 'SELECT count(*) = 1 FROM pg_prepared_xacts');
+$node->safe_psql('postgres', "COMMIT PREPARED 'twice'");
+$consumer->wait_message($twice, 20);
+publish_marker();
+is(scalar(grep { $_->{body} eq 'twice' } $consumer->received), 1, 'once it has committed, it is sent once');
+$preparing->quit;
+
+#
+# the worker fails, and waits before it starts again
+#
+sub failures
+{
+	return scalar(() = slurp_file($node->logfile) =~ /does not fit the loaded library/g);
+}
+
+$node->safe_psql('postgres', 'ALTER TABLE outbox.progress_0 ADD COLUMN more integer');
+$node->safe_psql('postgres', "BEGIN; SELECT txid_current(); PREPARE TRANSACTION 'any'; COMMIT PREPARED 'any'")
+  for 1 .. 40;
+wait_until('the worker to fail', sub { failures() > 0 }, 20);
+cmp_ok(failures(), '<', 8, 'a worker that fails is not started anew at each COMMIT PREPARED');
+$node->safe_psql('postgres', 'ALTER TABLE outbox.progress_0 DROP COLUMN more');
 
 done_testing();

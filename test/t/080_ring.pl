@@ -2,7 +2,8 @@
 # other and, once all in them is published, emptied (new files, size 0), and no
 # TRUNCATE of it is sent to logical decoding.  A prepared transaction and one with an old snapshot keep what they
 # wrote to from being emptied and lose nothing; while all four segments are held
-# so, the open one grows and enqueue() goes on.
+# so, the open one grows and enqueue() goes on.  Neither a GRANT that has not committed nor
+# REINDEX ends the worker.
 
 use strict;
 use warnings FATAL => 'all';
@@ -222,6 +223,34 @@ $node->wait_drained;
 $node->wait_for('all segments but the open one to be empty',
 	'SELECT count(*) FILTER (WHERE bytes = 0) >= 3 FROM segment', timeout => 20);
 pass('then the ring turns again');
+
+#
+# who has not locked a table, but rows of the catalog, or an index
+#
+my $worker = $node->worker_pid;
+my $granting = $node->background_psql('postgres');
+$granting->query_safe('BEGIN');
+$granting->query_safe('GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO pg_monitor');
+%first = segments();
+fill_until('the worker to have come by a segment that it could empty',
+	sub { my %s = segments(); 2 < grep { $s{$_}{bytes} > 0 } keys %s });
+is($node->worker_pid, $worker, 'a GRANT that has not committed does not end the worker');
+is(join(' ', emptied_since(%first)), '', 'which empties no segment meanwhile');
+$granting->query_safe('COMMIT');
+$granting->quit;
+fill_until('all four segments to be emptied',
+	sub { '0 1 2 3' eq join ' ', emptied_since(%first) });
+
+my $reindexing = $node->background_psql('postgres');
+$reindexing->query_safe('BEGIN');
+$reindexing->query_safe("REINDEX INDEX outbox.message_${_}_pkey") for 0 .. 3;
+$node->safe_psql('postgres', 'SELECT outbox.resume()');    # has the worker look at once
+$reindexing->query_safe('SELECT pg_sleep(2)');             # longer than it may wait for a lock
+$reindexing->query_safe('COMMIT');
+$reindexing->quit;
+fill();
+$node->wait_drained;
+is($node->worker_pid, $worker, 'nor does a REINDEX');
 
 #
 # nothing lost in all this, and nothing for logical decoding

@@ -257,6 +257,20 @@ $node->safe_psql('postgres', "SELECT pg_terminate_backend(p) FROM unnest('{$laun
 publishes('stock', 'worker and launcher terminated together come back');
 
 #
+# a database that is a template for a while
+#
+$node->wait_drained(dbname => 'stock');
+$node->safe_psql('postgres', 'ALTER DATABASE stock IS_TEMPLATE true');
+wait_until(
+	'a template to have no worker',
+	sub { $node->psql('stock', 'SELECT outbox.reload()', stderr => \my $ignored) != 0 },
+	20);
+$node->safe_psql('postgres', 'ALTER DATABASE stock IS_TEMPLATE false');
+# which has the launcher look for databases, as it does each minute
+$node->safe_psql('postgres', 'CREATE DATABASE reason');
+publishes('stock', 'a database that is no template any more has a worker again');
+
+#
 # DROP EXTENSION
 #
 $node->wait_drained(dbname => 'stock');

@@ -23,11 +23,12 @@ package Outbox::FakeBroker;
 #	heartbeats => 0       sends none
 #	beat => 1             sends one now
 #	blocked => TEXT       connection.blocked
+#	ack_all => NUMBER     an ack for all that it was ever sent on this connection, now
 #	answer => ANSWER      to each message
 #	by_key => {ROUTING_KEY => ANSWER}, by_exchange => {EXCHANGE => ANSWER}
 #
-# where ANSWER is 'ack', 'nack', 'return', 'none', 'later' (ack when the next orders
-# come), or [CODE, TEXT]: close the channel.
+# where ANSWER is 'ack', 'nack', 'return', 'none', 'later' and 'later nack' (when the next
+# orders come), or [CODE, TEXT]: close the channel.
 
 use strict;
 use warnings FATAL => 'all';

@@ -81,7 +81,9 @@ sub _take_orders
 		if ($orders->{down}) { _drop($fake, $connection); }
 		elsif ($connection->{step} eq 'ready')
 		{
-			_confirm($fake, $connection, $_) for splice @{ $connection->{later} };
+			_confirm($fake, $connection, @$_) for splice @{ $connection->{later} };
+			_confirm($fake, $connection, 0, 0, 1)
+			  if ($orders->{ack_all} // 0) == $connection->{number};
 			_send($fake, $connection, HEARTBEAT, 0, '') if $orders->{beat};
 			_become_ready($fake, $connection);
 		}
@@ -362,16 +364,19 @@ sub _message
 		_send($fake, $connection, HEADER, 1, $message->{header});
 		_send($fake, $connection, BODY, 1, $_) for @{ $message->{bodies} };
 	}
-	if ($answer eq 'later') { push @{ $connection->{later} }, $connection->{tag}; }
+	if ($answer =~ /^later/)
+	{
+		push @{ $connection->{later} }, [ $connection->{tag}, $answer eq 'later nack' ];
+	}
 	elsif ($answer ne 'none') { _confirm($fake, $connection, $connection->{tag}, $answer eq 'nack'); }
 	return;
 }
 
 sub _confirm
 {
-	my ($fake, $connection, $tag, $nack) = @_;
+	my ($fake, $connection, $tag, $nack, $multiple) = @_;
 
-	_method($fake, $connection, 1, 60, $nack ? 120 : 80, pack('Q>C', $tag, 0));
+	_method($fake, $connection, 1, 60, $nack ? 120 : 80, pack('Q>C', $tag, $multiple // 0));
 	return;
 }
 
