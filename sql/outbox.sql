@@ -13,6 +13,8 @@ COMMENT ON SCHEMA outbox IS 'transactional outbox: messages on their way to Rabb
 CREATE SEQUENCE outbox.message_id_seq CACHE 1;
 COMMENT ON SEQUENCE outbox.message_id_seq IS 'ids of messages; CACHE must stay 1';
 
+-- toast_tuple_target: as long as two rows fit into a page, a payload stays in its row, where
+-- it is read without a look into an index of the TOAST table.
 CREATE TABLE outbox.message_0 (
 	id bigint NOT NULL,
 	xid xid8 NOT NULL,
@@ -27,20 +29,20 @@ CREATE TABLE outbox.message_0 (
 	headers jsonb,
 	payload bytea NOT NULL,
 	PRIMARY KEY (id)
-) USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
+) USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off, toast_tuple_target = 4080);
 ALTER TABLE outbox.message_0 ALTER COLUMN payload SET STORAGE EXTERNAL;
 CREATE INDEX message_0_xid_id_idx ON outbox.message_0 (xid, id);
 
 CREATE TABLE outbox.message_1 (LIKE outbox.message_0 INCLUDING STORAGE, PRIMARY KEY (id))
-	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
+	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off, toast_tuple_target = 4080);
 CREATE INDEX message_1_xid_id_idx ON outbox.message_1 (xid, id);
 
 CREATE TABLE outbox.message_2 (LIKE outbox.message_0 INCLUDING STORAGE, PRIMARY KEY (id))
-	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
+	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off, toast_tuple_target = 4080);
 CREATE INDEX message_2_xid_id_idx ON outbox.message_2 (xid, id);
 
 CREATE TABLE outbox.message_3 (LIKE outbox.message_0 INCLUDING STORAGE, PRIMARY KEY (id))
-	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off);
+	USING heap WITH (autovacuum_enabled = off, toast.autovacuum_enabled = off, toast_tuple_target = 4080);
 CREATE INDEX message_3_xid_id_idx ON outbox.message_3 (xid, id);
 
 --

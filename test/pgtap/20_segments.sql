@@ -9,7 +9,7 @@ CREATE TEMP VIEW stored AS SELECT * FROM outbox.message_0 UNION ALL SELECT * FRO
 	UNION ALL SELECT * FROM outbox.message_2 UNION ALL SELECT * FROM outbox.message_3;
 
 -- storage
-SELECT is(reloptions, '{autovacuum_enabled=off}', name || ': autovacuum is off') FROM segment s JOIN pg_class c ON c.oid = s.oid;
+SELECT is(reloptions, '{autovacuum_enabled=off,toast_tuple_target=4080}', name || ': autovacuum is off, payloads stay in their rows') FROM segment s JOIN pg_class c ON c.oid = s.oid;
 SELECT is(t.reloptions, '{autovacuum_enabled=off}', name || ': and so it is for its TOAST table')
 	FROM segment s JOIN pg_class c ON c.oid = s.oid JOIN pg_class t ON t.oid = c.reltoastrelid;
 SELECT is(amname, 'heap', name || ': is a heap') FROM segment s JOIN pg_class c ON c.oid = s.oid JOIN pg_am a ON a.oid = c.relam;
