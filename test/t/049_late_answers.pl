@@ -121,7 +121,7 @@ wait_until(
 	},
 	20, 300);
 cmp_ok($before, '<', 200, 'sockets do not hold all');
-$fake->behave(deaf => $connection, ack_all => $connection);
+$fake->behave(deaf => $connection, ack_all => $connection, answer => 'later');
 $node->wait_for('the connection to end',
 	q{SELECT last_error LIKE '%it confirmed a message that was never sent to it' FROM outbox.status});
 is($node->status('confirmed'), $confirmed, 'nothing is confirmed by it');
