@@ -22,7 +22,7 @@ typedef struct OutboxBreaker
 	/* draining */
 	dlist_node	node;			/* in OutboxBreakers.draining */
 	int64		place;			/* its queue is taken up so far */
-	bool		last_look;		/* nothing is to be recorded: if nothing is found, it is empty */
+	bool		last_look;		/* what was set aside is recorded: if nothing is found, it is empty */
 	int			allowance;		/* take up so many before they are recorded */
 	int			taken;			/* of them */
 	uint64		last_taken;		/* batch index behind the last of them */

@@ -177,7 +177,7 @@ apply_refusal(OutboxBatch *batch, OutboxChannel *channel, const OutboxBrokerEven
 	/* One of which nothing has been sent is not to blame. */
 	if (channel->in_flight > 1 || event->unsent >= outbox_batch_entry(batch, oldest)->size)
 	{
-		batch->careful_until = end_of_in_flight(batch, channel);
+		batch->careful_until = Max(batch->careful_until, end_of_in_flight(batch, channel));
 		channel->find_culprit = exchange;
 	}
 	else if (exchange)

@@ -38,6 +38,7 @@ outbox_gate_add(OutboxGate *gate, uint64 xid)
 	FullTransactionId next;
 	uint64		oldest;
 
+	gate->added = true;
 	if (xid == gate->last_xid)
 		return;
 	gate->last_xid = xid;
@@ -74,6 +75,7 @@ outbox_gate_close(OutboxGate *gate)
 	gate->commit_lsn = InvalidXLogRecPtr;
 	gate->target = wants_standbys() ? GetFlushRecPtr(NULL) : InvalidXLogRecPtr;
 	gate->last_xid = 0;
+	gate->added = false;
 }
 
 bool

@@ -10,6 +10,7 @@
 /* worker: the gate of one run of messages */
 typedef struct OutboxGate
 {
+	bool		added;			/* there are messages in the run */
 	uint64		last_xid;		/* looked up last; 0: none */
 	XLogRecPtr	commit_lsn;		/* latest asynchronous commit seen; 0: none */
 	XLogRecPtr	target;			/* the standbys must have this; 0: gate is open */

@@ -51,6 +51,14 @@
 #define outbox_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
+#if PG_VERSION_NUM >= 180000
+#define outbox_conditional_lock_tuple(rel, tid, mode) \
+	ConditionalLockTuple((rel), (tid), (mode), false)
+#else
+#define outbox_conditional_lock_tuple(rel, tid, mode) \
+	ConditionalLockTuple((rel), (tid), (mode))
+#endif
+
 #if PG_VERSION_NUM < 160000
 #define RelationSetNewRelfilenumber(rel, persistence) \
 	RelationSetNewRelfilenode((rel), (persistence))

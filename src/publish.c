@@ -375,10 +375,10 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 
 	/*
 	 * What was set aside is in the queue once it is recorded, perhaps in an old place that
-	 * this look has passed: it is the last look if all was recorded as it began.
+	 * this look has passed: it is the last look if that was so as it began. What was taken
+	 * up comes back only by way of a new breaker.
 	 */
-	settled = all_recorded && breaker->last_set_aside <= batch->head &&
-		breaker->last_taken <= batch->head;
+	settled = all_recorded && breaker->last_set_aside <= batch->head;
 	if (settled && breaker->last_look)
 	{
 		outbox_breaker_remove(breakers, breaker);
@@ -466,7 +466,7 @@ void
 outbox_publish_shut_gate(OutboxPublisher *publisher, uint64 first_entry)
 {
 	/* Nothing was added: a standby that is away is of no concern. */
-	if (publisher->gate.last_xid == 0)
+	if (!publisher->gate.added)
 		return;
 	OUTBOX_FAULTPOINT("gate-before-flush");
 	outbox_gate_close(&publisher->gate);

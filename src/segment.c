@@ -34,9 +34,9 @@
 #include "commands/tablecmds.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "pgstat.h"
 
@@ -142,18 +142,25 @@ outbox_segment_rotate(int open_segment)
 
 /*
  * Lock a row of pg_class without waiting, false if that can't be had: GRANT writes to it,
- * and holds no lock on the relation until its transaction ends.
+ * and holds no lock on the relation until its transaction ends. Both locks, in the order
+ * in which GRANT takes them: RelationSetNewRelfilenumber() takes them again. The scan keeps
+ * the row from being pruned until it is locked.
  */
 static bool
 lock_catalog_row(Oid relid)
 {
 	Relation	catalog = table_open(RelationRelationId, RowExclusiveLock);
-	HeapTuple	known = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	bool		locked = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	found;
 
-	if (HeapTupleIsValid(known))
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(catalog, ClassOidIndexId, true, NULL, 1, &key);
+	found = systable_getnext(scan);
+	if (HeapTupleIsValid(found) && outbox_conditional_lock_tuple(catalog, &found->t_self, ExclusiveLock))
 	{
-		HeapTupleData tuple = {.t_self = known->t_self};
+		HeapTupleData tuple = {.t_self = found->t_self};
 		Buffer		buffer;
 		TM_FailureData failure;
 
@@ -161,8 +168,8 @@ lock_catalog_row(Oid relid)
 								 LockTupleNoKeyExclusive, LockWaitSkip, false,
 								 &buffer, &failure) == TM_Ok;
 		ReleaseBuffer(buffer);
-		ReleaseSysCache(known);
 	}
+	systable_endscan(scan);
 	table_close(catalog, NoLock);
 	return locked;
 }

@@ -60,6 +60,8 @@
 #define FAREWELL_MS			150		/* wait so long for confirms when told to leave */
 #define LAST_RECORDS_MS		1000	/* and record for so long what has been settled */
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
+#define LOCKED_TOLD_MS		1000	/* and has done so for long */
+#define LOCKED_TEXT			"somebody has locked the tables of the extension, or waits to"
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 
 typedef struct Worker
@@ -81,6 +83,7 @@ typedef struct Worker
 	TimestampTz next_due;		/* of deferred */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
+	TimestampTz locked_since;	/* 0: they are not */
 	TimestampTz next_gate;		/* the gate is shut: look again */
 	int			gate_delay_ms;
 } Worker;
@@ -108,8 +111,13 @@ begin_session(void)
 	switch (outbox_session_begin())
 	{
 		case OUTBOX_SESSION_OPEN:
+			worker->locked_since = 0;
 			return true;
 		case OUTBOX_SESSION_LOCKED:
+			if (worker->locked_since == 0)
+				worker->locked_since = worker->now;
+			if (worker->now - worker->locked_since > LOCKED_TOLD_MS * INT64CONST(1000))
+				outbox_report_error(worker->slot, LOCKED_TEXT);
 			worker->locked_until = TimestampTzPlusMilliseconds(worker->now, LOCKED_RETRY_MS);
 			return false;
 		case OUTBOX_SESSION_GONE:
@@ -487,6 +495,7 @@ follow_clock(TimestampTz back)
 	worker->next_poll -= back;
 	worker->next_upkeep -= back;
 	worker->locked_until -= back;
+	worker->locked_since -= worker->locked_since > 0 ? back : 0;
 	worker->next_gate -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
@@ -582,7 +591,7 @@ begin_where_recorded(void)
 
 	while (worker->now = GetCurrentTimestamp(), !begin_session())
 	{
-		outbox_report_error(worker->slot, "somebody has locked the tables of the extension");
+		outbox_report_error(worker->slot, LOCKED_TEXT);
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCKED_RETRY_MS, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);

@@ -245,7 +245,9 @@ my $reindexing = $node->background_psql('postgres');
 $reindexing->query_safe('BEGIN');
 $reindexing->query_safe("REINDEX INDEX outbox.message_${_}_pkey") for 0 .. 3;
 $node->safe_psql('postgres', 'SELECT outbox.resume()');    # has the worker look at once
-$reindexing->query_safe('SELECT pg_sleep(2)');             # longer than it may wait for a lock
+$node->wait_for('the worker to meet its lock, and to tell', <<'END', timeout => 20);
+SELECT last_error LIKE 'somebody has locked the tables%' FROM outbox.worker_status()
+END
 $reindexing->query_safe('COMMIT');
 $reindexing->quit;
 fill();
