@@ -41,6 +41,7 @@ take_events_of(OutboxConnections *connections, OutboxConnection *connection,
 	return lost;
 }
 
+/* All have their say; if one turns out to be lost, the others are ended. */
 static void
 take_all(OutboxConnections *connections, OutboxSlot *slot)
 {
@@ -49,8 +50,8 @@ take_all(OutboxConnections *connections, OutboxSlot *slot)
 	OutboxTally tally = {0};
 
 	/*
-	 * All have their say, what the broker had confirmed before included, before they
-	 * end because of one. The first comes last, since it ends when another has.
+	 * What the broker had confirmed before counts, so none ends before all have been
+	 * heard. The first comes last, since it ends when another has.
 	 */
 	for (int i = 1; i < connections->count; i++)
 	{

@@ -114,7 +114,8 @@ sub record
 sub turns
 {
 	my ($self, $case, $rounds, @contenders) = @_;
-	my $before = $self->{more} ? maximum(0, map { $_->{turn} } grep { $_->{case} eq $case } @{ $self->{rows} }) : 0;
+	my @earlier = $self->{more} ? map { $_->{turn} } grep { $_->{case} eq $case } @{ $self->{rows} } : ();
+	my $before = maximum(0, @earlier);
 
 	print "\n$case\n";
 	for my $round ($before + 1 .. $before + $rounds)

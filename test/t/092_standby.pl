@@ -95,6 +95,13 @@ $primary->safe_psql('postgres', 'CREATE DATABASE other');
 $primary->safe_psql('other', 'CREATE EXTENSION outbox');
 $primary->wait_connected(dbname => 'other');
 freeze_standby();
+# The turn in which the worker hears of it also looks for messages.
+$primary->safe_psql('postgres', 'SET synchronous_commit = local; SELECT outbox.pause()');
+wait_state('paused');
+$primary->safe_psql('postgres', 'SET synchronous_commit = local; SELECT outbox.resume()');
+my $state;
+wait_until('the worker to go on', sub { ($state = $primary->status('state')) ne 'paused' }, 20, 10);
+is($state, 'idle', 'a worker that has nothing to publish waits for no standby');
 my $id = enqueue('standby frozen');
 $primary->safe_psql('other', <<'END');
 SET synchronous_commit = local;
