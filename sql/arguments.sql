@@ -195,6 +195,12 @@ SELECT outbox.enqueue('ex', 'key', 'x', properties => jsonb_build_object('type',
 SELECT outbox.enqueue('ex', 'key', 'x', properties => jsonb_build_object('content_type', repeat('c', 256)));
 SELECT outbox.enqueue('ex', 'key', 'x', properties => '{"reply_to": "amq.rabbitmq.reply-to"}');
 \echo :SQLSTATE
+-- answers to requests that came by direct reply-to
+SELECT outbox.enqueue('', 'amq.rabbitmq.reply-to.a.b', 'x');
+\echo :SQLSTATE
+SELECT outbox.enqueue('ex', 'key', 'x', headers => '{"CC": ["other", "amq.rabbitmq.reply-to.a.b"]}');
+SELECT outbox.enqueue('ex', 'key', 'x', headers => '{"BCC": ["amq.rabbitmq.reply-to."]}');
+SELECT count(outbox.enqueue('', key, 'x')) FROM unnest(ARRAY['amq.rabbitmq.reply-to', 'a.amq.rabbitmq.reply-to.b']) key;
 -- the rest: accepted or refused
 CREATE FUNCTION pg_temp.try(properties jsonb) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN

@@ -130,7 +130,7 @@ CREATE TABLE outbox.control (
 INSERT INTO outbox.control (database) SELECT oid FROM pg_database WHERE datname = current_database();
 COMMENT ON TABLE outbox.control IS 'one row: what an operator asked of the worker';
 COMMENT ON COLUMN outbox.control.paused IS 'set by outbox.pause(), cleared by outbox.resume()';
-COMMENT ON COLUMN outbox.control.database IS 'OID of the database this outbox belongs to; differs in a clone';
+COMMENT ON COLUMN outbox.control.database IS 'OID of the database this outbox belongs to; differs in a copy';
 
 --
 -- set aside
@@ -147,7 +147,8 @@ CREATE TABLE outbox.deferred (
 	last_error text,
 	place bigint NOT NULL DEFAULT nextval('outbox.deferred_place_seq'),
 	PRIMARY KEY (id)
-) USING heap;
+	-- vacuum would lock it exclusively to truncate it, and make way for nobody who does not wait
+) USING heap WITH (vacuum_truncate = off);
 CREATE INDEX deferred_due_at_place_idx ON outbox.deferred (due_at, place);
 CREATE INDEX deferred_ordering_key_place_idx ON outbox.deferred (ordering_key, place)
 	WHERE ordering_key IS NOT NULL AND reason <> 'scheduled';
@@ -166,8 +167,9 @@ CREATE TABLE outbox.dead_letter (
 	attempts integer NOT NULL,
 	last_error text,
 	died_at timestamptz NOT NULL DEFAULT now(),
-	PRIMARY KEY (id)
-) USING heap;
+	-- ids alone may come again: a dump keeps the rows, and ids begin anew where it is restored
+	PRIMARY KEY (id, message_id)
+) USING heap WITH (vacuum_truncate = off);
 COMMENT ON TABLE outbox.dead_letter IS 'messages given up after outbox.max_attempts, with the last words of the broker';
 
 CREATE TABLE outbox.held (
@@ -175,7 +177,7 @@ CREATE TABLE outbox.held (
 	held_at timestamptz NOT NULL DEFAULT now()
 ) USING heap;
 ALTER TABLE outbox.held ADD COLUMN number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY;
-COMMENT ON TABLE outbox.held IS 'rows that did not come through enqueue() here (restored, replicated, written by hand); published only after outbox.release_held()';
+COMMENT ON TABLE outbox.held IS 'rows that did not come through enqueue() here (restored, written by hand); published only after outbox.release_held()';
 
 --
 -- rows that nobody enqueued here
@@ -183,7 +185,7 @@ COMMENT ON TABLE outbox.held IS 'rows that did not come through enqueue() here (
 
 CREATE FUNCTION outbox.hold_row() RETURNS trigger
 AS 'MODULE_PATHNAME', 'outbox_hold_row' LANGUAGE C;
-COMMENT ON FUNCTION outbox.hold_row() IS 'trigger: a row written by hand goes to outbox.held; a replicated one is dropped';
+COMMENT ON FUNCTION outbox.hold_row() IS 'trigger: a row written by hand goes to outbox.held';
 
 CREATE TRIGGER hold_row BEFORE INSERT ON outbox.message_0 FOR EACH ROW EXECUTE FUNCTION outbox.hold_row();
 CREATE TRIGGER hold_row BEFORE INSERT ON outbox.message_1 FOR EACH ROW EXECUTE FUNCTION outbox.hold_row();
@@ -259,7 +261,8 @@ CREATE VIEW outbox.message AS
 SELECT s.id, s.message_id,
 	CASE WHEN s.pending THEN 'pending'
 		WHEN EXISTS (SELECT 1 FROM outbox.deferred d WHERE d.id = s.id) THEN 'deferred'
-		WHEN EXISTS (SELECT 1 FROM outbox.dead_letter l WHERE l.id = s.id) THEN 'dead'
+		WHEN EXISTS (SELECT 1 FROM outbox.dead_letter l WHERE l.id = s.id
+			AND l.message_id = s.message_id) THEN 'dead'
 		ELSE 'confirmed' END AS state,
 	s.enqueued_at, s.exchange, s.routing_key, s.ordering_key, s.deliver_at,
 	s.content_type, s.properties, s.headers, s.payload, s.xid, s.segment
@@ -293,14 +296,15 @@ SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	moved bigint;
 BEGIN
+	LOCK TABLE outbox.message_0, outbox.message_1, outbox.message_2, outbox.message_3
+		IN EXCLUSIVE MODE;
+	-- behind the lock: somebody else may have adopted it meanwhile
 	IF (SELECT c.database FROM outbox.control c)
 		= (SELECT oid FROM pg_database WHERE datname = current_database())
 	THEN
 		RAISE EXCEPTION 'the outbox of this database is its own already'
 			USING ERRCODE = 'object_not_in_prerequisite_state';
 	END IF;
-	LOCK TABLE outbox.message_0, outbox.message_1, outbox.message_2, outbox.message_3
-		IN EXCLUSIVE MODE;
 	WITH pending AS (
 		SELECT id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key,
 			deliver_at, content_type, properties, headers, payload
@@ -357,7 +361,14 @@ REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC;
 GRANT USAGE ON SCHEMA outbox TO pg_monitor;
-GRANT SELECT ON outbox.status, outbox.unavailable, outbox.deferred, outbox.dead_letter, outbox.held TO pg_monitor;
+GRANT SELECT ON outbox.status, outbox.unavailable TO pg_monitor;
+-- but not what is in the messages: payload, headers, properties
+GRANT SELECT (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, deliver_at, content_type,
+	reason, due_at, attempts, last_error, place) ON outbox.deferred TO pg_monitor;
+GRANT SELECT (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, deliver_at, content_type,
+	attempts, last_error, died_at) ON outbox.dead_letter TO pg_monitor;
+GRANT SELECT (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, deliver_at, content_type,
+	held_at, number) ON outbox.held TO pg_monitor;
 GRANT EXECUTE ON FUNCTION outbox.worker_status(), outbox.backlog() TO pg_monitor;
 -- backlog() asks where the sequence is
 GRANT SELECT ON SEQUENCE outbox.message_id_seq TO pg_monitor;

@@ -124,6 +124,12 @@ SELECT pending = :pending AS same FROM outbox.status;
 SELECT count(*) FROM outbox.deferred;
 SELECT count(*) FROM outbox.dead_letter;
 SELECT count(*) FROM outbox.held;
+-- and of the messages all but what is in them
+SELECT attrelid::regclass AS "table", string_agg(attname, ' ' ORDER BY attnum) AS closed
+FROM pg_attribute
+WHERE attrelid IN ('outbox.deferred'::regclass, 'outbox.dead_letter'::regclass, 'outbox.held'::regclass)
+	AND attnum > 0 AND NOT has_column_privilege(attrelid, attnum, 'SELECT')
+GROUP BY attrelid ORDER BY attrelid::regclass::text COLLATE "C";
 RESET ROLE;
 
 -- settings that may hold a secret

@@ -50,13 +50,14 @@ SELECT pg_temp.try('outbox.headers', '{"a":' || repeat('[', 100000));
 SELECT current_setting('outbox.headers');
 
 -- outbox.uri: never shown back when it is refused
-SET outbox.uri = 'amqp://alice@one.example:5673/vhost, amqps://alice@two.example';
+SET outbox.uri = 'amqp://alice@one.example:5673/vhost, amqp://alice@two.example';
 SHOW outbox.uri;
 SET outbox.uri = 'http://alice:secret@one.example';
 SET outbox.uri = 'amqp://alice:secret@one.example:port';
+SET outbox.uri = 'amqp://alice@one.example, amqps://alice:secret@two.example';
 SHOW outbox.uri;
 -- with a password: in a session, but not where every user can read it
-SET outbox.uri = 'amqp://alice:secret@one.example, amqps://bob@[::1]:5671/v, amqp://carol:se%40cret@two.example:5673/v';
+SET outbox.uri = 'amqp://alice:secret@one.example, amqp://bob@[::1]:5671/v, amqp://carol:se%40cret@two.example:5673/v';
 SHOW outbox.uri;
 SELECT current_setting('outbox.uri') LIKE '%cret%' AS shown;
 SELECT count(*) FROM pg_settings WHERE concat(setting, reset_val) LIKE '%cret%';

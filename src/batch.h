@@ -46,7 +46,7 @@ typedef enum OutboxScope
 	OUTBOX_SCOPE_ROUTE			/* its exchange and routing key: confirms nothing */
 } OutboxScope;
 
-#define OUTBOX_KEY_SIZE 256		/* an ordering key and its terminator */
+#define OUTBOX_KEY_SIZE OUTBOX_NAME_SIZE	/* an ordering key and its terminator */
 #define OUTBOX_NO_ENTRY UINT64_MAX
 
 /* What the batch holds of one ordering key; exists while it holds anything. */

@@ -197,6 +197,7 @@ outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker)
 	breaker->allowance = FIRST_ALLOWANCE;
 	breaker->taken = 0;
 	breaker->last_taken = 0;
+	breaker->hold_ms = 0;
 	breaker->next_hold = 0;
 	dlist_push_tail(&breakers->draining, &breaker->node);
 	breakers->open--;

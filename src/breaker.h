@@ -26,7 +26,8 @@ typedef struct OutboxBreaker
 	int			allowance;		/* take up so many before they are recorded */
 	int			taken;			/* of them */
 	uint64		last_taken;		/* batch index behind the last of them */
-	TimestampTz next_hold;		/* reading is not held up for it before */
+	int			hold_ms;		/* for so long reading was held up for it last */
+	TimestampTz next_hold;		/* and is not before */
 } OutboxBreaker;
 
 typedef struct OutboxBreakers

@@ -122,7 +122,10 @@ outbox_reload(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("there is no outbox worker for this database"),
-				 errhint("outbox must be in shared_preload_libraries.")));
+				 outbox_shared == NULL ?
+				 errhint("outbox must be in shared_preload_libraries.") :
+				 errhint("If the server log says that no worker slot is free, raise outbox.max_databases (now %d) and restart the server.",
+						 outbox_max_databases)));
 	pg_atomic_write_u32(&slot->reload, 1);
 	outbox_shmem_wake_worker(MyDatabaseId);
 	outbox_shmem_forgive(MyDatabaseId);

@@ -14,9 +14,12 @@
 #include "dead_letter.h"
 #include "query.h"
 
-/* It is there already if somebody has deleted rows of progress. */
+/*
+ * It is there already if somebody has deleted rows of progress.  Another with its id is
+ * there if this database was restored: ids began anew, and that one must stay.
+ */
 #define ON_CONFLICT \
-	" ON CONFLICT (id) DO UPDATE SET attempts = excluded.attempts," \
+	" ON CONFLICT (id, message_id) DO UPDATE SET attempts = excluded.attempts," \
 	" last_error = excluded.last_error, died_at = excluded.died_at"
 
 #define INSERT_FROM(segment) { \

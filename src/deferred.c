@@ -39,6 +39,9 @@
 #include "query.h"
 #include "settings.h"
 
+/* Look at the queues of so many ordering keys at a time: that takes some 20 ms. */
+#define PROMOTE_KEYS	2000
+
 #define INSERT_FROM(segment) { \
 	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS "," \
 	" reason, due_at, attempts, last_error, place)" \
@@ -82,27 +85,31 @@ static OutboxQuery exist_query = {
 	"(SELECT q.id FROM outbox.deferred q WHERE q.ordering_key = k" \
 	" AND q.reason <> 'scheduled' ORDER BY q.place LIMIT 1)"
 
-/* Rows that an operator has locked are passed over: waiting for them would end the worker. */
-#define PROMOTE(keys) \
-	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM" \
-	" outbox.deferred d WHERE d.due_at = 'infinity' AND d.reason IN ('retry', 'behind')" \
-	" AND d.id = ANY (ARRAY(SELECT " \
-	FIRST_OF_QUEUE " FROM " keys " o (k))) FOR UPDATE SKIP LOCKED)"
-
+/*
+ * Rows that an operator has locked are passed over: waiting for them would end the worker.
+ * A million may be due at infinity: from the key to the first of its queue, not the
+ * other way round.
+ */
 static OutboxQuery promote_query = {
-	PROMOTE("unnest($1)"), 1, {TEXTARRAYOID}
+	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM unnest($1) k,"
+	" LATERAL " FIRST_OF_QUEUE " f, outbox.deferred d WHERE d.id = f.id"
+	" AND d.due_at = 'infinity' AND d.reason IN ('retry', 'behind')"
+	" FOR UPDATE OF d SKIP LOCKED)",
+	1, {TEXTARRAYOID}
 };
 
 /* From key to key by the index, not from row to row: a queue may be long. */
-#define QUEUED_AFTER(condition) \
+#define QUEUED(comparison, key) \
 	"(SELECT n.ordering_key FROM outbox.deferred n WHERE n.ordering_key IS NOT NULL" \
-	" AND n.reason <> 'scheduled'" condition " ORDER BY n.ordering_key LIMIT 1)"
+	" AND n.reason <> 'scheduled' AND n.ordering_key " comparison " " key \
+	" ORDER BY n.ordering_key LIMIT 1)"
 
-static OutboxQuery promote_all_query = {
-	"WITH RECURSIVE queued (key) AS (SELECT " QUEUED_AFTER("")
-	" UNION ALL SELECT " QUEUED_AFTER(" AND n.ordering_key > queued.key")
-	" FROM queued WHERE queued.key IS NOT NULL) "
-	PROMOTE("(SELECT key FROM queued WHERE key IS NOT NULL)"), 0, {0}
+static OutboxQuery queued_keys_query = {
+	"WITH RECURSIVE queued (key, number) AS (SELECT " QUEUED(">=", "$1") ", 1"
+	" UNION ALL SELECT " QUEUED(">", "queued.key") ", number + 1"
+	" FROM queued WHERE queued.key IS NOT NULL AND number < $2)"
+	" SELECT key FROM queued WHERE key IS NOT NULL",
+	2, {TEXTOID, INT4OID}
 };
 
 /*
@@ -162,6 +169,7 @@ outbox_deferred_new_place(void)
 	return nextval_internal(outbox_catalog_table("deferred_place_seq"), false);
 }
 
+/* Once: it takes what was collected with it. */
 static Datum
 as_array(ArrayBuildState *array)
 {
@@ -251,10 +259,25 @@ outbox_deferred_promote(OutboxTouchedKeys *touched)
 }
 
 void
-outbox_deferred_promote_all(void)
+outbox_deferred_promote_some(char *from)
 {
-	(void) outbox_query_run(&promote_all_query, NULL);
+	OutboxTouchedKeys queued = {NULL};
+	MemoryContext context = CurrentMemoryContext;
+	Datum		args[2];
+	uint64		rows;
+
+	args[0] = CStringGetTextDatum(from);
+	args[1] = Int32GetDatum(PROMOTE_KEYS);
+	rows = outbox_query_run(&queued_keys_query, args);
+	collect_keys(&queued, rows, context);
+	/* The last is looked at again as the first next time, which does no harm. */
+	if (rows < PROMOTE_KEYS)
+		from[0] = '\0';
+	else
+		strlcpy(from, SPI_getvalue(SPI_tuptable->vals[rows - 1], SPI_tuptable->tupdesc, 1),
+				OUTBOX_KEY_SIZE);
 	outbox_query_done();
+	outbox_deferred_promote(&queued);
 }
 
 /* The ids that a query returns, in the current context. */

@@ -66,12 +66,16 @@ extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touc
 /*
  * Make the first message of each touched queue due, if it still waits behind
  * another. One that somebody has locked is left to
- * outbox_deferred_promote_all().
+ * outbox_deferred_promote_some().
  */
 extern void outbox_deferred_promote(OutboxTouchedKeys *touched);
 
-/* The same for every queue: somebody may have locked or deleted the first of one. */
-extern void outbox_deferred_promote_all(void);
+/*
+ * The same for queues that nobody has touched, since somebody may have locked or deleted
+ * the first of one: those of some keys, beginning with `from` (OUTBOX_KEY_SIZE), which is
+ * moved on, and is "" again after the last.  There may be a million of them.
+ */
+extern void outbox_deferred_promote_some(char *from);
 
 /* A set of ids, in order. */
 typedef struct OutboxIds

@@ -119,12 +119,28 @@ take_name(FunctionCallInfo fcinfo, int arg, const char *name,
 	set_column(row, attnum, PointerGetDatum(value));
 }
 
+/*
+ * RabbitMQ hands such a message to its consumer and says all the same that no queue took
+ * it; and if that consumer was on a node that is gone, it closes the connection.
+ */
+static void
+refuse_direct_reply_to(text *routing_key)
+{
+	if (outbox_is_direct_reply_to(VARDATA_ANY(routing_key), VARSIZE_ANY_EXHDR(routing_key)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("routing_key must not be an address of direct reply-to"),
+				 errdetail("Such an answer cannot be sent at least once: its consumer may be gone, and RabbitMQ does not confirm that it took it."),
+				 errhint("Let the request name a queue in reply_to.")));
+}
+
 static void
 take_names(FunctionCallInfo fcinfo, Row *row)
 {
 	take_name(fcinfo, ARG_EXCHANGE, "exchange", row, Anum_message_exchange);
 	take_name(fcinfo, ARG_ROUTING_KEY, "routing_key",
 			  row, Anum_message_routing_key);
+	refuse_direct_reply_to(PG_GETARG_TEXT_PP(ARG_ROUTING_KEY));
 
 	if (PG_ARGISNULL(ARG_ORDERING_KEY))
 		return;

@@ -35,7 +35,7 @@ convert_number(amqp_field_value_t *field, const JsonbValue *value,
 
 	field->kind = AMQP_FIELD_KIND_F64;
 	field->value.f64 = strtod(text, NULL);
-	if (isinf(field->value.f64))
+	if (!isfinite(field->value.f64))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("number in header \"%s\" is out of range", outbox_json_key_name(header)),
@@ -176,6 +176,11 @@ check_extra_routing_keys(const amqp_table_entry_t *entry)
 
 		valid = key->kind == AMQP_FIELD_KIND_UTF8 &&
 			key->value.bytes.len <= OUTBOX_SHORT_STRING_MAX;
+		if (valid && outbox_is_direct_reply_to(key->value.bytes.bytes, key->value.bytes.len))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("header \"%.*s\" must not contain an address of direct reply-to",
+							(int) entry->key.len, (char *) entry->key.bytes)));
 	}
 	if (!valid)
 		ereport(ERROR,

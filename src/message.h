@@ -14,6 +14,9 @@
 #define OUTBOX_SEGMENTS 4		/* outbox.message_0 .. message_3 */
 #define OUTBOX_DEFERRED (-1)	/* "segment" of a message read from deferred */
 
+/* Longer than any name in any encoding: AMQP allows 255 bytes of UTF-8. */
+#define OUTBOX_NAME_SIZE 512
+
 /* A run of bytes that somebody else owns; data is NULL where SQL has NULL. */
 typedef struct OutboxBytes
 {
@@ -63,5 +66,14 @@ extern void outbox_message_fetch_end(OutboxFetch *fetch);
  * palloc'ed, and the caller must be in a transaction.
  */
 extern OutboxBytes outbox_utf8(OutboxBytes text);
+
+/* The other way, in place: what this database has no room for becomes a question mark. */
+extern void outbox_fit_encoding(char *text);
+
+/*
+ * Is it the address of a consumer that waits for the answer to a request (direct
+ * reply-to), and no name of a queue?
+ */
+extern bool outbox_is_direct_reply_to(const void *routing_key, size_t len);
 
 #endif							/* OUTBOX_MESSAGE_H */

@@ -24,9 +24,11 @@
 #define PICK_ROWS 100
 #define FOLLOWERS 200
 
+/* From $1 on: before it may lie a million that are gone, if somebody holds a snapshot. */
 static OutboxQuery due_query = {
-	"SELECT * FROM outbox.deferred WHERE due_at <= $1 ORDER BY due_at, place LIMIT $2",
-	2, {TIMESTAMPTZOID, INT8OID}
+	"SELECT * FROM outbox.deferred WHERE due_at >= $1 AND due_at <= $2"
+	" ORDER BY due_at, place LIMIT $3",
+	3, {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
 };
 
 static OutboxQuery follow_query = {
@@ -168,21 +170,25 @@ take_rows(uint64 rows, struct HTAB *busy, OutboxTake take, void *arg, int64 *pla
 }
 
 TimestampTz
-outbox_pick_due(TimestampTz now, struct HTAB *busy, OutboxTake take, void *arg)
+outbox_pick_due(TimestampTz now, TimestampTz *floor, struct HTAB *busy, OutboxTake take, void *arg)
 {
-	Datum		args[2];
+	Datum		args[3];
 	uint64		rows;
 	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
 	OutboxPicked picked;
 	int64		place;
 
 	/* As many more as may have to be passed over. */
-	args[0] = TimestampTzGetDatum(now);
-	args[1] = Int64GetDatum(limit);
+	args[0] = TimestampTzGetDatum(*floor);
+	args[1] = TimestampTzGetDatum(now);
+	args[2] = Int64GetDatum(limit);
 	rows = outbox_query_run(&due_query, args);
 	picked = take_rows(rows, busy, take, arg, &place);
 	outbox_query_done();
-	return picked.full || rows == limit ? now : next_due(now);
+	if (picked.full || rows == limit)
+		return now;
+	*floor = now;
+	return next_due(now);
 }
 
 OutboxPicked

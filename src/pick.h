@@ -7,9 +7,6 @@
 
 #include "batch.h"
 
-/* Longer than any name in any encoding: AMQP allows 255 bytes of UTF-8. */
-#define OUTBOX_NAME_SIZE 512
-
 /* Where messages go; what a queue of deferred may wait for as a whole. */
 typedef struct OutboxDestination
 {
@@ -35,8 +32,13 @@ typedef OutboxTaken (*OutboxTake) (void *arg, const OutboxMessage *message, bool
  * followed by some that wait behind it; those in `busy` (a hash of ids) are
  * passed over. Returns when to ask again, DT_NOEND: not before something
  * changes.
+ *
+ * Nothing that was due before *floor is looked for; that is moved to `now` if all was
+ * taken. The worker makes nothing due in the past (record.c, deferred.c), but somebody
+ * else may: whoever calls this sets *floor to DT_NOBEGIN now and then.
  */
-extern TimestampTz outbox_pick_due(TimestampTz now, struct HTAB *busy, OutboxTake take, void *arg);
+extern TimestampTz outbox_pick_due(TimestampTz now, TimestampTz *floor, struct HTAB *busy,
+								   OutboxTake take, void *arg);
 
 /* What has become of a run of rows. */
 typedef struct OutboxPicked

@@ -41,10 +41,12 @@
 
 /*
  * Messages that keep coming for a destination whose queue is nearly empty would
- * keep it from ever being so: read nothing for a moment, now and then.
+ * keep it from ever being so: read nothing for a moment, now and then.  Twice as long the
+ * next time: the moment has to be longer than it takes the broker to confirm.
  */
-#define HOLD_MS			300
-#define HOLD_INTERVAL_MS 5000
+#define HOLD_MIN_MS		300
+#define HOLD_MAX_MS		5000
+#define HOLD_EVERY		16		/* as long as that */
 
 /*
  * Nothing more is encoded while each connection has so many bytes to send; when one
@@ -391,8 +393,10 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 		return true;
 	if (breaker->next_hold <= publisher->now)
 	{
-		breakers->hold_until = TimestampTzPlusMilliseconds(publisher->now, HOLD_MS);
-		breaker->next_hold = TimestampTzPlusMilliseconds(publisher->now, HOLD_INTERVAL_MS);
+		breaker->hold_ms = Min(Max(breaker->hold_ms * 2, HOLD_MIN_MS), HOLD_MAX_MS);
+		breakers->hold_until = TimestampTzPlusMilliseconds(publisher->now, breaker->hold_ms);
+		breaker->next_hold = TimestampTzPlusMilliseconds(publisher->now,
+														 HOLD_EVERY * breaker->hold_ms);
 	}
 	return false;
 }

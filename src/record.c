@@ -135,8 +135,9 @@ classify(AsideWork *work, const OutboxEntry *entry)
 				outbox_aside_add(bury, entry->id, "", DT_NOEND, attempts, entry->error, 0);
 			break;
 		case OUTBOX_SCHEDULED:
-			outbox_aside_add(defer, entry->id, "scheduled", entry->deliver_at, 0, NULL,
-							 NEW_PLACE());
+			/* Never due in the past: see outbox_pick_due(). */
+			outbox_aside_add(defer, entry->id, "scheduled", Max(entry->deliver_at, work->now),
+							 0, NULL, NEW_PLACE());
 			break;
 		case OUTBOX_BEHIND:
 			outbox_aside_add(defer, entry->id, "behind", DT_NOEND, entry->attempts, NULL,

@@ -12,6 +12,7 @@
 #include "pgcompat.h"
 
 #include "common/hashfn.h"
+#include "mb/pg_wchar.h"
 #include "pgstat.h"
 #include "utils/backend_status.h"
 #include "utils/timestamp.h"
@@ -95,8 +96,11 @@ is_news(Troubles *troubles, const char *text)
 void
 outbox_report_error(OutboxSlot *slot, const char *text)
 {
+	/* It holds names, and is shown as text: never cut a character in two. */
+	int			len = pg_mbcliplen(text, strlen(text), OUTBOX_ERROR_LEN - 1);
+
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	strlcpy(slot->last_error, text, OUTBOX_ERROR_LEN);
+	strlcpy(slot->last_error, text, len + 1);
 	slot->last_error_at = GetCurrentTimestamp();
 	LWLockRelease(outbox_shared->lock);
 }
@@ -124,6 +128,7 @@ show_broker(OutboxSlot *slot, const OutboxConnections *connections)
 {
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	strlcpy(slot->broker, outbox_connections_broker_name(connections), OUTBOX_BROKER_LEN);
+	outbox_fit_encoding(slot->broker);
 	slot->connected_since = outbox_connections_since(connections);
 	LWLockRelease(outbox_shared->lock);
 }

@@ -149,8 +149,12 @@ lookup_start(const char *host, TimestampTz now, const char **error)
 	lookup->request.ar_request = &lookup->hints;
 	list[0] = &lookup->request;
 
+	/*
+	 * EAI_AGAIN: it had no memory for telling us when the look-up ends, which we do not
+	 * want to be told; but the helper thread has it, and will write to it.
+	 */
 	rc = getaddrinfo_a(GAI_NOWAIT, list, 1, NULL);
-	if (rc != 0)
+	if (rc != 0 && rc != EAI_AGAIN)
 	{
 		*error = gai_strerror(rc);
 		free(lookup);

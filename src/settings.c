@@ -103,7 +103,7 @@ static const StringSetting string_settings[] = {
 		GUC_SUPERUSER_ONLY | GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
 		check_uri, show_uri,
 		"Sets the RabbitMQ broker to publish to.",
-		"One or several amqp:// or amqps:// URIs, separated by commas, that are "
+		"One or several amqp:// URIs, separated by commas, that are "
 		"tried in turn. Empty: messages are stored but not published. Put "
 		"passwords into outbox.passfile."
 	},
@@ -213,15 +213,15 @@ static const IntSetting int_settings[] = {
 	{
 		"outbox.segment_size", &outbox_segment_size,
 		64 * 1024, 64, 1024 * 1024 * 1024, GUC_UNIT_KB,
-		"Sets the size at which the next message table is opened.",
-		"A full table is emptied when all of its messages are settled and older "
+		"Sets the size at which the next segment is opened.",
+		"A full segment is emptied when all of its messages are settled and older "
 		"than outbox.retention."
 	},
 	{
 		"outbox.retention", &outbox_retention,
 		0, 0, TEN_YEARS_S, GUC_UNIT_S,
-		"Sets how long messages are kept after they were published.",
-		"They remain in the view outbox.message. With 0 a table is emptied as "
+		"Sets how long messages are kept after they were enqueued.",
+		"They remain in the view outbox.message. With 0 a segment is emptied as "
 		"soon as all of its messages are settled."
 	},
 };
@@ -252,6 +252,7 @@ check_uri(char **newval, void **extra, GucSource source)
 	OutboxUri  *uris = NULL;
 	const char *error = NULL;
 	bool		has_password = false;
+	bool		has_tls = false;
 	int			count;
 
 	count = outbox_uri_parse(*newval, &uris, &error);
@@ -262,9 +263,18 @@ check_uri(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	for (int i = 0; i < count; i++)
+	{
 		has_password = has_password || uris[i].password != NULL;
+		has_tls = has_tls || uris[i].tls;
+	}
 	outbox_uri_free(uris, count);
 
+	if (has_tls)
+	{
+		GUC_check_errmsg("outbox.uri with amqps:// is not supported: this version does not speak TLS");
+		GUC_check_errhint("Use amqp:// within a trusted network, or through a tunnel.");
+		return false;
+	}
 	if (has_password && is_world_readable(source))
 	{
 		GUC_check_errmsg("outbox.uri with a password cannot be set for a database, role or function");

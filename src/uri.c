@@ -217,7 +217,7 @@ parse_one(Piece piece, OutboxUri *uri, const char **error)
 		skip = 8;
 	else
 	{
-		*error = "it must begin with amqp:// or amqps:// and name a host";
+		*error = "it must begin with amqp:// and name a host";
 		return false;
 	}
 	uri->tls = skip == 8;

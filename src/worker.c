@@ -39,6 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "amqp_codec.h"
 #include "attach.h"
 #include "confirm.h"
 #include "control.h"
@@ -81,6 +82,8 @@ typedef struct Worker
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
+	TimestampTz due_floor;		/* what was due before is taken up */
+	char		promote_from[OUTBOX_KEY_SIZE];	/* ordering key */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
 	TimestampTz locked_since;	/* 0: they are not */
@@ -210,7 +213,8 @@ read_on(void)
 	OutboxPublisher *publisher = &worker->publisher;
 
 	if (worker->next_due <= worker->now)
-		worker->next_due = outbox_pick_due(worker->now, publisher->batch->from_deferred,
+		worker->next_due = outbox_pick_due(worker->now, &worker->due_floor,
+										   publisher->batch->from_deferred,
 										   outbox_publish_deferred, publisher);
 	if (may_fill())
 	{
@@ -355,10 +359,11 @@ read_control(void)
 		worker->leaving = true;
 	/* Somebody may have locked or deleted the message that others wait behind. */
 	if (worker->publisher.check_queues)
-		outbox_deferred_promote_all();
+		outbox_deferred_promote_some(worker->promote_from);
 	outbox_breakers_load(worker->publisher.breakers);
 	worker->control_seen = changed;
 	worker->next_due = worker->now;
+	worker->due_floor = DT_NOBEGIN; /* somebody may have made something due */
 }
 
 static bool
@@ -503,6 +508,7 @@ follow_clock(TimestampTz back)
 	outbox_batch_follow_clock(worker->publisher.batch, back);
 	outbox_probe_follow_clock(worker->probe, back);
 	worker->next_due = 0;		/* of the database's time, not ours */
+	worker->due_floor = DT_NOBEGIN;
 }
 
 static void
@@ -588,6 +594,7 @@ begin_where_recorded(void)
 	OutboxPublisher *publisher = &worker->publisher;
 	OutboxProgress progress;
 	char		name[NAMEDATALEN + 32];
+	char		text[NAMEDATALEN + 16];
 
 	while (worker->now = GetCurrentTimestamp(), !begin_session())
 	{
@@ -615,7 +622,9 @@ begin_where_recorded(void)
 	worker->recorder.position.table = progress.table;
 	worker->open_segment = outbox_segment_find_open();
 	pg_atomic_write_u32(&worker->slot->open_segment, worker->open_segment);
-	snprintf(name, sizeof(name), "outbox/%s", get_database_name(MyDatabaseId));
+	/* The broker takes UTF-8 only, and a name may be in any encoding. */
+	snprintf(text, sizeof(text), "outbox/%s", get_database_name(MyDatabaseId));
+	outbox_amqp_printable(name, sizeof(name), text, strlen(text));
 	outbox_session_commit();
 
 	publisher->connections = outbox_connections_create(context, name, publisher->batch);

@@ -284,5 +284,19 @@ for my $exchange (qw(ghost vault))
 is(logged(qr/LOG: .*cannot be used: /), 4, 'no others');
 
 $orders->stop;
+#
+# names that fill the error text, at either parity: no character of it is cut in two
+#
+$node->safe_psql('postgres', q{CREATE DATABASE utf8 ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0});
+$node->safe_psql('utf8', 'CREATE EXTENSION outbox');
+for my $name ("\xc3\xbc" x 127, 'x' . "\xc3\xbc" x 126)
+{
+	$node->safe_psql('utf8', "SELECT outbox.enqueue('$name', '', 'x'::text)");
+	$node->wait_for('the exchange to be missed',
+		"SELECT last_error LIKE 'exchange \"$name\" %' FROM outbox.status", dbname => 'utf8');
+	is($node->value(q{SELECT octet_length(convert_to(last_error, 'LATIN1')) > 250 FROM outbox.status}, 'utf8'),
+		't', 'an error text that was cut is still text');
+}
+
 $node->stop;
 done_testing();

@@ -1,8 +1,9 @@
 # Proves that the delay between two attempts doubles from outbox.retry_delay_min up to
 # outbox.retry_delay_max, each a little different; that it and the count of attempts
 # outlive a restart; that consumers are told the number of the attempt; that those
-# behind a message which is given up go on; and that many ordering keys at once keep
-# the connection as busy as none.
+# behind a message which is given up go on; that many ordering keys at once keep
+# the connection as busy as none; and that a great many keys whose messages wait hold up
+# nobody, and are looked at in turn.
 #
 # Runs alone: it measures.
 
@@ -14,10 +15,12 @@ use Test::More;
 
 use Outbox::Broker;
 use Outbox::Node;
+use Outbox::Wait qw(wait_until);
 
 my $MESSAGES = 60;    # for the delays
 my $KEYS = 200;
 my $SLICE = 10_000;
+my $WAITING = 200_000;
 
 my $broker = Outbox::Broker->new;
 $broker->start;
@@ -211,6 +214,52 @@ diag "in flight: $busy{plain} without ordering key, $busy{keyed} with";
 cmp_ok($busy{keyed}, '>', 20, "$KEYS keys: many messages are in flight");
 cmp_ok($median{keyed}, '>', 0.5 * $median{plain}, 'and at least half as many leave as without keys');
 
+#
+# a great many keys with messages that wait, for an exchange that is not there
+#
+my $stored = "'3', now(), gen_random_uuid()";
+$node->safe_psql('postgres', <<"END");
+INSERT INTO outbox.deferred (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, content_type,
+	payload, reason, due_at, attempts)
+SELECT 1000000000 + n, $stored, 'missing', '', 'key' || n, 'text/plain', 'x', 'exchange', 'infinity', 0
+FROM generate_series(1, $WAITING) n;
+SELECT outbox.reload();
+END
+$node->wait_for('a worker that knows of them',
+	q{SELECT connected_since IS NOT NULL AND unavailable = 1 FROM outbox.status WHERE state = 'idle'});
+my $orders = $broker->start_consumer('orders');
+
+# The first of a queue was deleted by hand: the one behind it has been waiting for that.
+my $behind = $node->safe_psql('postgres', <<"END");
+INSERT INTO outbox.deferred (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, content_type,
+	payload, reason, due_at, attempts)
+VALUES (2000000000, $stored, '', 'orders', 'the last key', 'text/plain', 'x', 'behind', 'infinity', 0)
+RETURNING message_id
+END
+wait_until(
+	'the key behind all others to be looked at',
+	sub {
+		$node->safe_psql('postgres', 'SELECT outbox.resume()');
+		return $orders->first($behind);
+	},
+	60, 10);
+pass('all keys are looked at in turn');
+
+my @took;
+for my $number (1 .. 5)
+{
+	# has it look into deferred, as at each poll
+	$node->safe_psql('postgres', 'SELECT outbox.resume()');
+	my ($id, $at) = split /\n/, $node->safe_psql('postgres', <<'END');
+SELECT outbox.enqueue('', 'orders', 'meanwhile'::text);
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+END
+	push @took, ($orders->wait_message($id, 60, 5)->{at} - $at) / 1000;
+}
+diag sprintf '%d keys wait: messages to others took %s ms', $WAITING, join ' ', map { sprintf '%.0f', $_ } @took;
+cmp_ok(median(@took), '<', 500, 'they hold up nobody');
+
+$orders->stop;
 $given_up->stop;
 $node->stop;
 done_testing();

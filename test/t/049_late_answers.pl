@@ -1,8 +1,9 @@
 # Proves what must hold while answers are late, or come in an odd order: of several of a
 # key in flight one is refused, and none that has not been sent passes it; a destination
 # that works again is looked at to the end, also if a message returns to an old place in its
-# queue; an ack for what has not been sent counts for nothing; and whoever calls the worker
-# while it waits for last answers is heard.  The broker is a fake, which answers when it is
+# queue, and comes to that end while messages for it keep coming and confirms take their time;
+# an ack for what has not been sent counts for nothing; and whoever calls the worker while
+# it waits for last answers is heard.  The broker is a fake, which answers when it is
 # told to.
 
 use strict;
@@ -13,6 +14,7 @@ use Time::HiRes qw(time);
 
 use Outbox::FakeBroker;
 use Outbox::Node;
+use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
 my $fake = Outbox::FakeBroker->new;
@@ -97,6 +99,36 @@ $node->wait_for('its queue to be taken up', "SELECT confirmed = $confirmed + 3 F
 $fake->behave(ack_all => connection_of('unanswered'));
 ok(eval { $node->wait_drained(timeout => 20) }, 'the first is taken up, too') or diag $@;
 is(count_of('queue'), 8, 'each once');
+
+#
+# messages for a destination that works again keep coming, and each confirm takes a while
+#
+$fake->behave(by_key => { busy => 'nack' });
+enqueue([ 'busy', 1 ]);
+$node->wait_for('it to take nothing', 'SELECT unavailable = 1 FROM outbox.status');
+$fake->behave(answer => 'slow');
+my $writer = Outbox::Process->start(
+	name => 'writer',
+	command => [ 'psql', '-qXAt', '-d', $node->connstr('postgres'), '-c', <<'END' ]);
+DO $$
+BEGIN
+	LOOP
+		PERFORM outbox.enqueue('', queue, 'x'::text) FROM unnest('{busy,other}'::text[]) queue;
+		COMMIT;
+		PERFORM pg_sleep(0.02);
+	END LOOP;
+END $$
+END
+ok( eval {
+		$node->wait_for('no message to wait for its destination', 'SELECT unavailable = 0 FROM outbox.status',
+			timeout => 60);
+	},
+	'its queue comes to an end all the same') or diag $@;
+ok($writer->running, 'while messages for it keep coming');
+$node->safe_psql('postgres', q{SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE query LIKE 'DO %'});
+$writer->wait_exit(20);
+$fake->behave;
+$node->wait_drained(timeout => 30);
 
 #
 # an ack for what has not been sent

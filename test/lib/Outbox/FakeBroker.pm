@@ -28,7 +28,7 @@ package Outbox::FakeBroker;
 #	by_key => {ROUTING_KEY => ANSWER}, by_exchange => {EXCHANGE => ANSWER}
 #
 # where ANSWER is 'ack', 'nack', 'return', 'none', 'later' and 'later nack' (when the next
-# orders come), or [CODE, TEXT]: close the channel.
+# orders come), 'slow' (ack after half a second), or [CODE, TEXT]: close the channel.
 
 use strict;
 use warnings FATAL => 'all';

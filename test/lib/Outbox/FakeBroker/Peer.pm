@@ -19,6 +19,7 @@ use constant {
 	BODY => 3,
 	HEARTBEAT => 8,
 	TICK => 0.05,    # s
+	SLOW => 0.5,
 };
 
 #
@@ -57,6 +58,7 @@ sub serve
 			elsif ($fake->{listener} && $socket == $fake->{listener}) { _accept($fake); }
 		}
 		_beat($fake, $_) for grep { $_->{heartbeat} } values %{ $fake->{by_socket} };
+		_answer_slow($fake, $_) for grep { $_->{slow} } values %{ $fake->{by_socket} };
 	}
 	return;
 }
@@ -197,6 +199,15 @@ sub _beat
 	return;
 }
 
+sub _answer_slow
+{
+	my ($fake, $connection) = @_;
+	my $slow = $connection->{slow};
+
+	_confirm($fake, $connection, shift(@$slow)->[0]) while @$slow && $slow->[0][1] <= time();
+	return;
+}
+
 sub _deaf
 {
 	my ($fake, $connection) = @_;
@@ -245,6 +256,7 @@ sub _reach
 		$connection->{step} = 'ready';
 		$connection->{tag} = 0;
 		$connection->{later} = [];
+		$connection->{slow} = [];
 		_become_ready($fake, $connection);
 	}
 	return;
@@ -368,6 +380,7 @@ sub _message
 	{
 		push @{ $connection->{later} }, [ $connection->{tag}, $answer eq 'later nack' ];
 	}
+	elsif ($answer eq 'slow') { push @{ $connection->{slow} }, [ $connection->{tag}, time() + SLOW ]; }
 	elsif ($answer ne 'none') { _confirm($fake, $connection, $connection->{tag}, $answer eq 'nack'); }
 	return;
 }
