@@ -22,6 +22,8 @@
  */
 #include "pgcompat.h"
 
+#include "mb/pg_wchar.h"
+
 #include "confirm.h"
 #include "faultpoint.h"
 
@@ -29,12 +31,23 @@
 #define ACCESS_REFUSED	403
 #define NOT_FOUND		404
 
+void
+outbox_fit_encoding(char *text)
+{
+	if (GetDatabaseEncoding() == PG_UTF8)
+		return;
+	for (; *text != '\0'; text++)
+	{
+		if (IS_HIGHBIT_SET(*text))
+			*text = '?';
+	}
+}
+
 bool
 outbox_confirm_next_event(OutboxBroker *broker, OutboxBrokerEvent *event)
 {
 	if (!outbox_broker_next_event(broker, event))
 		return false;
-	/* The broker speaks UTF-8; what it says goes into tables and views of this database. */
 	outbox_fit_encoding(event->text);
 	return true;
 }

@@ -17,6 +17,12 @@ typedef struct OutboxTally
 } OutboxTally;
 
 /*
+ * The broker speaks UTF-8: what this database may have no room for becomes question
+ * marks, in place.
+ */
+extern void outbox_fit_encoding(char *text);
+
+/*
  * Take the next event of a connection, its words in the encoding of the database;
  * false if there is none.
  */

@@ -46,18 +46,6 @@ outbox_utf8(OutboxBytes text)
 	return text;
 }
 
-void
-outbox_fit_encoding(char *text)
-{
-	if (GetDatabaseEncoding() == PG_UTF8)
-		return;
-	for (; *text != '\0'; text++)
-	{
-		if (IS_HIGHBIT_SET(*text))
-			*text = '?';
-	}
-}
-
 bool
 outbox_is_direct_reply_to(const void *routing_key, size_t len)
 {

@@ -67,9 +67,6 @@ extern void outbox_message_fetch_end(OutboxFetch *fetch);
  */
 extern OutboxBytes outbox_utf8(OutboxBytes text);
 
-/* The other way, in place: what this database has no room for becomes a question mark. */
-extern void outbox_fit_encoding(char *text);
-
 /*
  * Is it the address of a consumer that waits for the answer to a request (direct
  * reply-to), and no name of a queue?

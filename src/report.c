@@ -17,6 +17,7 @@
 #include "utils/backend_status.h"
 #include "utils/timestamp.h"
 
+#include "confirm.h"
 #include "report.h"
 
 #define TROUBLES_MAX		64		/* more than anybody has URIs */
