@@ -87,13 +87,13 @@ static OutboxQuery exist_query = {
 
 /*
  * Rows that an operator has locked are passed over: waiting for them would end the worker.
- * A million may be due at infinity: from the key to the first of its queue, not the
- * other way round.
+ * A million may be due at infinity, whatever the statistics say: from the key to the first
+ * of its queue, never the other way round. No index answers IS NOT DISTINCT FROM.
  */
 static OutboxQuery promote_query = {
 	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM unnest($1) k,"
 	" LATERAL " FIRST_OF_QUEUE " f, outbox.deferred d WHERE d.id = f.id"
-	" AND d.due_at = 'infinity' AND d.reason IN ('retry', 'behind')"
+	" AND d.due_at IS NOT DISTINCT FROM 'infinity' AND d.reason IN ('retry', 'behind')"
 	" FOR UPDATE OF d SKIP LOCKED)",
 	1, {TEXTARRAYOID}
 };
@@ -119,7 +119,7 @@ static OutboxQuery queued_keys_query = {
 static OutboxQuery demote_query = {
 	"UPDATE outbox.deferred SET due_at = 'infinity' WHERE id IN (SELECT d.id FROM"
 	" unnest($1) k, outbox.deferred d WHERE d.ordering_key = k AND d.reason = 'retry'"
-	" AND d.due_at < 'infinity' AND d.id <> " FIRST_OF_QUEUE " FOR UPDATE OF d SKIP LOCKED)",
+	" AND d.due_at IS DISTINCT FROM 'infinity' AND d.id <> " FIRST_OF_QUEUE " FOR UPDATE OF d SKIP LOCKED)",
 	1, {TEXTARRAYOID}
 };
 

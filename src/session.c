@@ -68,6 +68,8 @@ static const char *const overrides[][2] = {
 	{"enable_seqscan", "off"},
 	{"enable_hashjoin", "off"},
 	{"enable_mergejoin", "off"},
+	{"enable_bitmapscan", "off"},
+	{"enable_sort", "off"},
 	{"transaction_timeout", "0"},	/* 17 and later */
 };
 
