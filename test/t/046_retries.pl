@@ -218,15 +218,6 @@ cmp_ok($median{keyed}, '>', 0.5 * $median{plain}, 'and at least half as many lea
 # a great many keys with messages that wait, for an exchange that is not there
 #
 my $stored = "'3', now(), gen_random_uuid()";
-# The statistics know of other messages only.
-$node->safe_psql('postgres', <<"END");
-INSERT INTO outbox.deferred (id, xid, enqueued_at, message_id, exchange, routing_key, content_type,
-	payload, reason, due_at, attempts)
-SELECT 1000000000 + n, $stored, '', 'orders', 'text/plain', 'x', 'scheduled', now() + interval '1 day', 0
-FROM generate_series(1, 100) n;
-ANALYZE outbox.deferred;
-DELETE FROM outbox.deferred;
-END
 $node->safe_psql('postgres', <<"END");
 INSERT INTO outbox.deferred (id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key, content_type,
 	payload, reason, due_at, attempts)
