@@ -50,8 +50,8 @@ static const char *gone_name = "";
 
 /*
  * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker
- * too; it must not time out, nor plan its tiny queries as if tables without
- * statistics were best read from end to end.
+ * too; it must not time out. Nor must statistics, or their absence, decide how its
+ * queries are carried out: there is an index for each, and in its order.
  */
 static const char *const overrides[][2] = {
 	{"role", "none"},

@@ -284,6 +284,7 @@ for my $exchange (qw(ghost vault))
 is(logged(qr/LOG: .*cannot be used: /), 4, 'no others');
 
 $orders->stop;
+
 #
 # names that fill the error text, at either parity: no character of it is cut in two
 #

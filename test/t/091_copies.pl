@@ -18,7 +18,10 @@ my $broker = Outbox::Broker->new;
 $broker->start;
 $broker->amqp('declare-queue', 'orders', 'classic', 'durable');
 my $consumer = $broker->start_consumer('orders');
-my $node = Outbox::Node->create('main', broker => $broker, conf => "outbox.max_attempts = 2\noutbox.retry_delay_min = 10ms\n");
+my $node = Outbox::Node->create(
+	'main',
+	broker => $broker,
+	conf => "outbox.max_attempts = 2\noutbox.retry_delay_min = 10ms\n");
 my $dump = $node->basedir . '/dump';
 
 sub enqueue
@@ -49,7 +52,8 @@ is($node->status('held'), 1, 'a row written by hand is held');
 #
 PostgreSQL::Test::Utils::command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE copy');
-PostgreSQL::Test::Utils::command_ok([ 'psql', '-qXAt', '-v', 'ON_ERROR_STOP=1', '-o', '/dev/null', '-f', $dump, $node->connstr('copy') ],
+PostgreSQL::Test::Utils::command_ok(
+	[ 'psql', '-qXAt', '-v', 'ON_ERROR_STOP=1', '-o', '/dev/null', '-f', $dump, $node->connstr('copy') ],
 	'the dump can be restored');
 $node->wait_connected(dbname => 'copy');
 is( $node->value(q{SELECT string_agg(convert_from(payload, 'UTF8'), ', ' ORDER BY number) FROM outbox.held}, 'copy'),
