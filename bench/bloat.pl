@@ -13,7 +13,8 @@
 # their indexes and TOAST, the size of the system catalogs, dead tuples as the statistics
 # of the server have them.  Ten times: dead tuples counted (pgstattuple), for outbox in
 # the segments and in all other tables of it.  The queue is in memory and drops its oldest
-# messages: the broker shall not be what limits.
+# messages: the broker shall not be what limits.  Each turn has servers of its own; of the
+# first one of each is kept what was seen every second.
 #
 # Needs the relays
 
@@ -36,6 +37,7 @@ GetOptions(
 	'backlog=i' => \(my $backlog = 20_000),
 	'batch=i' => \(my $batch = 2_000),
 	'interval=f' => \(my $interval = 1),
+	'rounds=i' => \(my $rounds = 1),
 	'only=s' => \(my $only = 'outbox,node')) or exit 2;
 
 my $bench = Bench->new('bloat');
@@ -136,14 +138,18 @@ sub delivered_at
 	return $samples[-1][1];
 }
 
+my %kept;    # contenders of which there is something over time
+
 sub measure
 {
 	my ($name, $it) = @_;
 	my $playground = $it->{playground};
 	my $session = Bench::Session->new($playground);
 	my $holder = Bench::Session->new($playground);
-	my ($enqueued, $delivered, $looked, $deepest, $dead) = (0, 0, 0, 0, 0);
+	my ($enqueued, $delivered, $looked, $dead) = (0, 0, 0, 0);
 	my @samples = ([ 0, 0 ]);
+	my @bytes;
+	my $keep = !$kept{$name}++;
 
 	$playground->sql('CHECKPOINT');
 	$holder->sql('BEGIN ISOLATION LEVEL REPEATABLE READ');
@@ -175,8 +181,12 @@ sub measure
 		}
 		$figures{rate} = ($delivered - $samples[-1][1]) / ($elapsed - $samples[-1][0]);
 		push @samples, [ $elapsed, $delivered ];
-		$bench->record('over time', $name, sprintf('%.2f', $elapsed), $_, sprintf '%.0f', $figures{$_})
-		  for sort keys %figures;
+		push @bytes, $figures{bytes};
+		if ($keep)
+		{
+			$bench->record('over time', $name, sprintf('%.2f', $elapsed), $_, sprintf '%.0f', $figures{$_})
+			  for sort keys %figures;
+		}
 		printf "%6.0f s  %-7s %10s delivered %8s/s %7.1f MB %8s dead  catalogs %.1f MB%s\n", $elapsed, $name,
 		  thousands($delivered), thousands(sprintf '%.0f', $figures{rate}), $figures{bytes} / 2**20,
 		  thousands($figures{dead}), $figures{catalog_bytes} / 2**20,
@@ -186,26 +196,26 @@ sub measure
 	my %dead = dead_tuples($session, $it);
 	my $first = delivered_at($elapsed / 10, @samples) / ($elapsed / 10);
 	my $last = ($delivered - delivered_at($elapsed * 0.9, @samples)) / ($elapsed / 10);
-	my %figures = (
+	$holder->sql('COMMIT');
+	$it->{relay}->stop if $it->{relay};
+	return {
 		delivered => $delivered,
 		seconds => $elapsed,
 		first_tenth => $first,
 		last_tenth => $last,
 		'last / first' => $last / $first,
-		MB => maximum($bench->values('over time', $name, 'bytes')) / 2**20,
+		MB => maximum(@bytes) / 2**20,
 		'dead append-only' => max($dead, $dead{dead_append_only}),
-		'dead others' => $dead{dead_others});
-
-	$bench->record('whole run', $name, 1, $_, sprintf '%.3f', $figures{$_}) for sort keys %figures;
-	$holder->sql('COMMIT');
-	$it->{relay}->stop if $it->{relay};
-	return;
+		'dead others' => $dead{dead_others}
+	};
 }
 
 printf "%s messages of %d bytes, at most %s waiting\n", thousands($count), $size, thousands($backlog);
 my %contender = (outbox => \&outbox, node => \&node);
-for my $name (split /,/, $only)
-{
-	measure($name, $contender{$name}->());
-}
+$bench->turns(
+	'whole run', $rounds,
+	map {
+		my $name = $_;
+		[ $name => sub { measure($name, $contender{$name}->()) } ]
+	} split /,/, $only);
 $bench->finish(cases => ['whole run']);

@@ -76,7 +76,6 @@ outbox_attach(void)
 	slot->announced = false;	/* from here on we see what was announced */
 	slot->looked = false;
 	slot->state = OUTBOX_WORKER_STARTING;
-	pg_atomic_write_u32(&slot->reload, 0);
 	LWLockRelease(outbox_shared->lock);
 	before_shmem_exit(detach, (Datum) 0);
 	return slot;

@@ -25,7 +25,7 @@
 #define INSERT_FROM(segment) { \
 	"INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)" \
 	" SELECT m.*, a.attempts, nullif(a.last_error, '')" \
-	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
+	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON " OUTBOX_IN_ASIDE("m") \
 	ON_CONFLICT " RETURNING ordering_key", \
 	6, OUTBOX_ASIDE_TYPES}
 
@@ -36,7 +36,7 @@ static OutboxQuery insert_queries[OUTBOX_SEGMENTS] = {
 
 static OutboxQuery bury_query = {
 	"WITH gone AS (DELETE FROM outbox.deferred d USING " OUTBOX_ASIDE_TABLE
-	" WHERE d.id = a.id RETURNING d.*, a.attempts AS tries, a.last_error AS words)"
+	" WHERE " OUTBOX_IN_ASIDE("d") " RETURNING d.*, a.attempts AS tries, a.last_error AS words)"
 	" INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)"
 	" SELECT " OUTBOX_MESSAGE_COLUMNS ", tries, coalesce(nullif(words, ''), last_error)"
 	" FROM gone" ON_CONFLICT " RETURNING ordering_key",

@@ -46,7 +46,7 @@
 	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS "," \
 	" reason, due_at, attempts, last_error, place)" \
 	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, ''), a.place" \
-	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON m.id = a.id" \
+	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON " OUTBOX_IN_ASIDE("m") \
 	/* It is there already if somebody has deleted rows of progress. */ \
 	" ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, due_at = excluded.due_at," \
 	" attempts = excluded.attempts, last_error = excluded.last_error, place = excluded.place" \
@@ -62,7 +62,7 @@ static OutboxQuery update_query = {
 	"UPDATE outbox.deferred d SET reason = a.reason, due_at = a.due_at,"
 	" attempts = a.attempts, last_error = coalesce(nullif(a.last_error, ''), d.last_error),"
 	" place = coalesce(nullif(a.place, 0), d.place)"
-	" FROM " OUTBOX_ASIDE_TABLE " WHERE d.id = a.id RETURNING ordering_key",
+	" FROM " OUTBOX_ASIDE_TABLE " WHERE " OUTBOX_IN_ASIDE("d") " RETURNING ordering_key",
 	6, OUTBOX_ASIDE_TYPES
 };
 
@@ -81,20 +81,25 @@ static OutboxQuery exist_query = {
 	1, {INT8ARRAYOID}
 };
 
-#define FIRST_OF_QUEUE \
-	"(SELECT q.id FROM outbox.deferred q WHERE q.ordering_key = k" \
+#define TOUCHED_KEYS "(SELECT DISTINCT unnest($1)) t (k)"
+
+#define FIRST_OF_QUEUE(column) \
+	"(SELECT q." column " FROM outbox.deferred q WHERE q.ordering_key = k" \
 	" AND q.reason <> 'scheduled' ORDER BY q.place LIMIT 1)"
 
 /*
  * Rows that an operator has locked are passed over: waiting for them would end the worker.
- * A million may be due at infinity, whatever the statistics say: from the key to the first
- * of its queue, never the other way round. No index answers IS NOT DISTINCT FROM.
+ *
+ * From the key to the first of its queue to its row, whatever the statistics say, and
+ * never the other way round: arrays, not joins (see OUTBOX_IN_ASIDE); and no index
+ * answers IS NOT DISTINCT FROM, for a million may be due at infinity.
  */
 static OutboxQuery promote_query = {
-	"UPDATE outbox.deferred SET due_at = now() WHERE id IN (SELECT d.id FROM unnest($1) k,"
-	" LATERAL " FIRST_OF_QUEUE " f, outbox.deferred d WHERE d.id = f.id"
+	"UPDATE outbox.deferred SET due_at = now() WHERE id = ANY (ARRAY("
+	"SELECT d.id FROM outbox.deferred d"
+	" WHERE d.id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE("id") " FROM " TOUCHED_KEYS "))"
 	" AND d.due_at IS NOT DISTINCT FROM 'infinity' AND d.reason IN ('retry', 'behind')"
-	" FOR UPDATE OF d SKIP LOCKED)",
+	" FOR UPDATE SKIP LOCKED))",
 	1, {TEXTARRAYOID}
 };
 
@@ -117,9 +122,10 @@ static OutboxQuery queued_keys_query = {
  * time, the others wait behind it.
  */
 static OutboxQuery demote_query = {
-	"UPDATE outbox.deferred SET due_at = 'infinity' WHERE id IN (SELECT d.id FROM"
-	" unnest($1) k, outbox.deferred d WHERE d.ordering_key = k AND d.reason = 'retry'"
-	" AND d.due_at IS DISTINCT FROM 'infinity' AND d.id <> " FIRST_OF_QUEUE " FOR UPDATE OF d SKIP LOCKED)",
+	"UPDATE outbox.deferred SET due_at = 'infinity' WHERE id = ANY (ARRAY("
+	"SELECT r.id FROM " TOUCHED_KEYS ", LATERAL (SELECT d.id FROM outbox.deferred d"
+	" WHERE d.ordering_key = k AND d.place > " FIRST_OF_QUEUE("place")
+	" AND d.reason = 'retry' AND d.due_at IS DISTINCT FROM 'infinity' FOR UPDATE SKIP LOCKED) r))",
 	1, {TEXTARRAYOID}
 };
 

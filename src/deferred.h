@@ -26,6 +26,13 @@ typedef struct OutboxAside
 #define OUTBOX_ASIDE_TABLE \
 	"unnest($1, $2, $3, $4, $5, $6) a (id, reason, due_at, attempts, last_error, place)"
 
+/*
+ * Joins a message to its row there: an index scan for each. Not by "=", with which both
+ * can be read in one order: then a table that VACUUM has last seen empty would be read
+ * whole, since it seems to have one row, and all of the array for each of its rows.
+ */
+#define OUTBOX_IN_ASIDE(alias) alias ".id = ANY (ARRAY[a.id])"
+
 /* The columns that deferred and dead_letter share with a segment. */
 #define OUTBOX_MESSAGE_COLUMNS \
 	"id, xid, enqueued_at, message_id, exchange, routing_key, ordering_key," \

@@ -327,6 +327,8 @@ judge_slot(int index, TimestampTz now, Oid *dboid, TimestampTz *wake_at)
 		slot->failures++;
 		slot->next_start = TimestampTzPlusMilliseconds(now, delay * 1000L);
 		slot->absent = false;
+		/* Whoever asks from now on may have come too late for the settings that it reads. */
+		pg_atomic_write_u32(&slot->reload, 0);
 		verdict = SLOT_START;
 	}
 	LWLockRelease(outbox_shared->lock);

@@ -51,7 +51,8 @@ static const char *gone_name = "";
 /*
  * What ALTER DATABASE or ALTER ROLE may have set would apply to the worker
  * too; it must not time out. Nor must statistics, or their absence, decide how its
- * queries are carried out: there is an index for each, and in its order.
+ * queries are carried out: there is an index for each, and in its order. That alone
+ * forbids no join in which an index is read whole (OUTBOX_IN_ASIDE).
  */
 static const char *const overrides[][2] = {
 	{"role", "none"},
@@ -65,6 +66,9 @@ static const char *const overrides[][2] = {
 	{"synchronous_commit", "local"},	/* an absent standby must not stop us */
 	{"row_security", "off"},
 	{"jit", "off"},
+	{"enable_indexscan", "on"},
+	{"enable_nestloop", "on"},
+	{"enable_hashagg", "on"},
 	{"enable_seqscan", "off"},
 	{"enable_hashjoin", "off"},
 	{"enable_mergejoin", "off"},

@@ -695,6 +695,7 @@ outbox_worker_main(Datum main_arg)
 		HOLD_INTERRUPTS();
 		MemoryContextSwitchTo(TopMemoryContext);
 		error = CopyErrorData();
+		LWLockReleaseAll();		/* it may have come while we held one */
 		if (worker->slot)
 			outbox_report_error(worker->slot, error->message);
 		EmitErrorReport();

@@ -2,8 +2,8 @@
 # outbox.retry_delay_max, each a little different; that it and the count of attempts
 # outlive a restart; that consumers are told the number of the attempt; that those
 # behind a message which is given up go on; that many ordering keys at once keep
-# the connection as busy as none; and that a great many keys whose messages wait hold up
-# nobody, and are looked at in turn.
+# the connection as busy as none; that a great many keys whose messages wait hold up
+# nobody, and are looked at in turn; and that it does not matter what the statistics say.
 #
 # Runs alone: it measures.
 
@@ -258,6 +258,34 @@ END
 }
 diag sprintf '%d keys wait: messages to others took %s ms', $WAITING, join ' ', map { sprintf '%.0f', $_ } @took;
 cmp_ok(median(@took), '<', 500, 'they hold up nobody');
+
+#
+# deferred was empty as VACUUM last looked, and seems to have one row ever since
+#
+$node->safe_psql('postgres', 'CREATE DATABASE outage');
+$node->safe_psql('outage', 'CREATE EXTENSION outbox; ALTER TABLE outbox.deferred SET (autovacuum_enabled = off)');
+$node->safe_psql('postgres', "ALTER DATABASE outage SET $_") for 'outbox.in_flight_per_key = 20';
+my $refused = "SELECT count(outbox.enqueue('', 'nowhere', 'x'::text, ordering_key => 'key' || n % 200)) FROM generate_series(1, 1000) n";
+my $aside = 'SELECT pending = 0 AND deferred = 1000 FROM outbox.status';
+
+$node->safe_psql('outage', "SELECT outbox.reload(); $refused");
+$node->wait_for('them to be set aside', $aside, dbname => 'outage', timeout => 30);
+$node->safe_psql('outage', 'SELECT outbox.pause()');
+$node->wait_for('the worker to pause', "SELECT state = 'paused' FROM outbox.status", dbname => 'outage');
+$node->safe_psql('outage', 'DELETE FROM outbox.deferred');
+$node->wait_for(
+	'VACUUM to find it empty',
+	"VACUUM outbox.deferred; SELECT reltuples = 0 AND relpages > 0 FROM pg_class WHERE oid = 'outbox.deferred'::regclass",
+	dbname => 'outage');
+$node->safe_psql('outage', "$refused; SELECT outbox.resume()");
+ok($node->wait_for('them to be set aside', $aside, dbname => 'outage', timeout => 20),
+	'and what is refused from then on is set aside');
+is($node->value("SELECT count(*) FROM outbox.deferred WHERE due_at < 'infinity'", 'outage'),
+	200, 'with the first of each ordering key due');
+$node->safe_psql('outage', 'SELECT outbox.reload()');
+ok( $node->wait_for('another worker', "SELECT state = 'idle' AND connected_since > now() - interval '10 s' FROM outbox.status",
+		dbname => 'outage', timeout => 20),
+	'another worker is there at once');
 
 $orders->stop;
 $given_up->stop;
