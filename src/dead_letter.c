@@ -25,7 +25,7 @@
 #define INSERT_FROM(segment) { \
 	"INSERT INTO outbox.dead_letter (" OUTBOX_MESSAGE_COLUMNS ", attempts, last_error)" \
 	" SELECT m.*, a.attempts, nullif(a.last_error, '')" \
-	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON " OUTBOX_IN_ASIDE("m") \
+	" FROM " OUTBOX_ASIDE_JOIN(segment) \
 	ON_CONFLICT " RETURNING ordering_key", \
 	6, OUTBOX_ASIDE_TYPES}
 

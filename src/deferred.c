@@ -46,7 +46,7 @@
 	"INSERT INTO outbox.deferred (" OUTBOX_MESSAGE_COLUMNS "," \
 	" reason, due_at, attempts, last_error, place)" \
 	" SELECT m.*, a.reason, a.due_at, a.attempts, nullif(a.last_error, ''), a.place" \
-	" FROM " OUTBOX_ASIDE_TABLE " JOIN outbox." segment " m ON " OUTBOX_IN_ASIDE("m") \
+	" FROM " OUTBOX_ASIDE_JOIN(segment) \
 	/* It is there already if somebody has deleted rows of progress. */ \
 	" ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, due_at = excluded.due_at," \
 	" attempts = excluded.attempts, last_error = excluded.last_error, place = excluded.place" \
@@ -83,22 +83,22 @@ static OutboxQuery exist_query = {
 
 #define TOUCHED_KEYS "(SELECT DISTINCT unnest($1)) t (k)"
 
-#define FIRST_OF_QUEUE(column) \
-	"(SELECT q." column " FROM outbox.deferred q WHERE q.ordering_key = k" \
+#define FIRST_OF_QUEUE \
+	"(SELECT q.id FROM outbox.deferred q WHERE q.ordering_key = k" \
 	" AND q.reason <> 'scheduled' ORDER BY q.place LIMIT 1)"
 
 /*
  * Rows that an operator has locked are passed over: waiting for them would end the worker.
  *
  * From the key to the first of its queue to its row, whatever the statistics say, and
- * never the other way round: arrays, not joins (see OUTBOX_IN_ASIDE); and no index
- * answers IS NOT DISTINCT FROM, for a million may be due at infinity.
+ * never the other way round: arrays, not joins (see OUTBOX_IN_ASIDE), and beside the id
+ * or the key nothing that an index could answer.
  */
 static OutboxQuery promote_query = {
 	"UPDATE outbox.deferred SET due_at = now() WHERE id = ANY (ARRAY("
 	"SELECT d.id FROM outbox.deferred d"
-	" WHERE d.id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE("id") " FROM " TOUCHED_KEYS "))"
-	" AND d.due_at IS NOT DISTINCT FROM 'infinity' AND d.reason IN ('retry', 'behind')"
+	" WHERE d.id = ANY (ARRAY(SELECT " FIRST_OF_QUEUE " FROM " TOUCHED_KEYS "))"
+	" AND NOT isfinite(d.due_at) AND d.reason IN ('retry', 'behind')"
 	" FOR UPDATE SKIP LOCKED))",
 	1, {TEXTARRAYOID}
 };
@@ -124,8 +124,8 @@ static OutboxQuery queued_keys_query = {
 static OutboxQuery demote_query = {
 	"UPDATE outbox.deferred SET due_at = 'infinity' WHERE id = ANY (ARRAY("
 	"SELECT r.id FROM " TOUCHED_KEYS ", LATERAL (SELECT d.id FROM outbox.deferred d"
-	" WHERE d.ordering_key = k AND d.place > " FIRST_OF_QUEUE("place")
-	" AND d.reason = 'retry' AND d.due_at IS DISTINCT FROM 'infinity' FOR UPDATE SKIP LOCKED) r))",
+	" WHERE d.ordering_key = k AND d.id <> " FIRST_OF_QUEUE
+	" AND d.reason = 'retry' AND isfinite(d.due_at) FOR UPDATE SKIP LOCKED) r))",
 	1, {TEXTARRAYOID}
 };
 

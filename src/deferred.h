@@ -27,11 +27,15 @@ typedef struct OutboxAside
 	"unnest($1, $2, $3, $4, $5, $6) a (id, reason, due_at, attempts, last_error, place)"
 
 /*
- * Joins a message to its row there: an index scan for each. Not by "=", with which both
- * can be read in one order: then a table that VACUUM has last seen empty would be read
- * whole, since it seems to have one row, and all of the array for each of its rows.
+ * Joins a message to its row there: an index scan for each, whatever the statistics say
+ * of the table. Where VACUUM has seen it empty it is taken for one row ever after, and to
+ * read an index of it whole seems best. With "=" the primary key would do, in the order of a
+ * merge; in a segment also the index that has the id second, in any order but that of the id.
  */
 #define OUTBOX_IN_ASIDE(alias) alias ".id = ANY (ARRAY[a.id])"
+#define OUTBOX_ASIDE_JOIN(segment) \
+	OUTBOX_ASIDE_TABLE " JOIN LATERAL (SELECT * FROM outbox." segment " s" \
+	" WHERE s.id >= a.id ORDER BY s.id LIMIT 1) m ON m.id = a.id"
 
 /* The columns that deferred and dead_letter share with a segment. */
 #define OUTBOX_MESSAGE_COLUMNS \
