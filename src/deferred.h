@@ -28,9 +28,10 @@ typedef struct OutboxAside
 
 /*
  * Joins a message to its row there: an index scan for each, whatever the statistics say
- * of the table. Where VACUUM has seen it empty it is taken for one row ever after, and to
- * read an index of it whole seems best. With "=" the primary key would do, in the order of a
- * merge; in a segment also the index that has the id second, in any order but that of the id.
+ * of the table. One that VACUUM has seen empty is taken for one row ever after, so that it
+ * seems best to read an index of it whole. With "=" that could be the primary key, in the
+ * order of a merge; in a segment also the index that has the id as its second column, but
+ * for the order that is asked for.
  */
 #define OUTBOX_IN_ASIDE(alias) alias ".id = ANY (ARRAY[a.id])"
 #define OUTBOX_ASIDE_JOIN(segment) \
