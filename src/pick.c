@@ -24,11 +24,11 @@
 #define PICK_ROWS 100
 #define FOLLOWERS 200
 
-/* From $1 on: before it may lie a million that are gone, if somebody holds a snapshot. */
+/* Behind $1 and $2: before it may lie a million that are gone, if somebody holds a snapshot. */
 static OutboxQuery due_query = {
-	"SELECT * FROM outbox.deferred WHERE due_at >= $1 AND due_at <= $2"
-	" ORDER BY due_at, place LIMIT $3",
-	3, {TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID}
+	"SELECT * FROM outbox.deferred WHERE (due_at, place) > ($1, $2) AND due_at <= $3"
+	" ORDER BY due_at, place LIMIT $4",
+	4, {TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID}
 };
 
 static OutboxQuery follow_query = {
@@ -73,7 +73,8 @@ static OutboxQuery destinations_query[] = {
 };
 
 static OutboxQuery next_query = {
-	"SELECT due_at FROM outbox.deferred WHERE due_at > $1 ORDER BY due_at LIMIT 1",
+	"SELECT due_at FROM outbox.deferred WHERE due_at > $1 AND due_at < 'infinity'"
+	" ORDER BY due_at LIMIT 1",
 	1, {TIMESTAMPTZOID}
 };
 
@@ -92,17 +93,30 @@ next_due(TimestampTz now)
 	return result;
 }
 
+/* Where a row of the current result stands in the order of the due ones. */
+static OutboxDuePlace
+place_of(uint64 row)
+{
+	HeapTuple	tuple = SPI_tuptable->vals[row];
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	OutboxDuePlace result;
+	bool		isnull;
+
+	result.due_at = DatumGetTimestampTz(SPI_getbinval(tuple, desc, Anum_deferred_due_at, &isnull));
+	result.place = DatumGetInt64(SPI_getbinval(tuple, desc, Anum_deferred_place, &isnull));
+	return result;
+}
+
 /* Hand one row of the current result on; false: it is busy. */
 static bool
 take_row(uint64 row, struct HTAB *busy, OutboxTake take, void *arg,
-		 OutboxMessage *message, bool *in_queue, int64 *place, OutboxTaken *taken)
+		 OutboxMessage *message, bool *in_queue, OutboxTaken *taken)
 {
 	HeapTuple	tuple = SPI_tuptable->vals[row];
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	bool		isnull;
 	Datum		reason = SPI_getbinval(tuple, desc, Anum_deferred_reason, &isnull);
 
-	*place = DatumGetInt64(SPI_getbinval(tuple, desc, Anum_deferred_place, &isnull));
 	*in_queue = strcmp(TextDatumGetCString(reason), "scheduled") != 0;
 	outbox_message_from_tuple(message, tuple, desc, OUTBOX_DEFERRED);
 	if (hash_search(busy, &message->id, HASH_FIND, NULL) != NULL)
@@ -135,59 +149,60 @@ take_followers(const OutboxMessage *head, int64 place, struct HTAB *busy,
 		OutboxMessage message;
 		bool		in_queue;
 
-		if (!take_row(i, busy, take, arg, &message, &in_queue, &place, &taken))
+		if (!take_row(i, busy, take, arg, &message, &in_queue, &taken))
 			break;
 	}
 	outbox_query_done();
 	return taken;
 }
 
-/* Hand on the rows of the current result, each with those behind it; *place: of the last one. */
+/* Hand on the rows of the current result, each with those behind it. */
 static OutboxPicked
-take_rows(uint64 rows, struct HTAB *busy, OutboxTake take, void *arg, int64 *place)
+take_rows(uint64 rows, struct HTAB *busy, OutboxTake take, void *arg)
 {
 	OutboxPicked picked = {0};
 
-	for (uint64 i = 0; i < rows && !picked.full; i++)
+	while (picked.passed < rows && !picked.full)
 	{
 		OutboxMessage message;
 		OutboxTaken taken;
 		bool		in_queue;
-		int64		at;
 
-		if (take_row(i, busy, take, arg, &message, &in_queue, &at, &taken))
+		if (take_row(picked.passed, busy, take, arg, &message, &in_queue, &taken))
 		{
 			picked.full = taken == OUTBOX_TAKEN_NOT;
 			if (picked.full)
 				break;
 			picked.count++;
 			if (taken == OUTBOX_TAKEN && in_queue && message.ordering_key.data)
-				picked.full = take_followers(&message, at, busy, take, arg) == OUTBOX_TAKEN_NOT;
+				picked.full = take_followers(&message, place_of(picked.passed).place,
+											 busy, take, arg) == OUTBOX_TAKEN_NOT;
 		}
-		*place = at;
+		picked.passed++;
 	}
 	return picked;
 }
 
 TimestampTz
-outbox_pick_due(TimestampTz now, TimestampTz *floor, struct HTAB *busy, OutboxTake take, void *arg)
+outbox_pick_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy, OutboxTake take, void *arg)
 {
-	Datum		args[3];
+	Datum		args[4];
 	uint64		rows;
-	uint64		limit = PICK_ROWS + hash_get_num_entries(busy);
 	OutboxPicked picked;
-	int64		place;
 
-	/* As many more as may have to be passed over. */
-	args[0] = TimestampTzGetDatum(*floor);
-	args[1] = TimestampTzGetDatum(now);
-	args[2] = Int64GetDatum(limit);
+	args[0] = TimestampTzGetDatum(after->due_at);
+	args[1] = Int64GetDatum(after->place);
+	args[2] = TimestampTzGetDatum(now);
+	args[3] = Int64GetDatum(PICK_ROWS);
 	rows = outbox_query_run(&due_query, args);
-	picked = take_rows(rows, busy, take, arg, &place);
+	picked = take_rows(rows, busy, take, arg);
+	if (picked.passed > 0)
+		*after = place_of(picked.passed - 1);
 	outbox_query_done();
-	if (picked.full || rows == limit)
+	if (picked.full || rows == PICK_ROWS)
 		return now;
-	*floor = now;
+	after->due_at = now;
+	after->place = PG_INT64_MIN;
 	return next_due(now);
 }
 
@@ -204,7 +219,9 @@ outbox_pick_waiting(const OutboxDestination *destination, int64 *place, int limi
 	args[2] = Int64GetDatum(*place);
 	args[3] = Int64GetDatum(limit);
 	rows = outbox_query_run(&waiting_query[destination->scope], args);
-	picked = take_rows(rows, busy, take, arg, place);
+	picked = take_rows(rows, busy, take, arg);
+	if (picked.passed > 0)
+		*place = place_of(picked.passed - 1).place;
 	picked.end = rows < limit && !picked.full;
 	outbox_query_done();
 	return picked;

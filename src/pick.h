@@ -27,23 +27,34 @@ typedef enum OutboxTaken
 
 typedef OutboxTaken (*OutboxTake) (void *arg, const OutboxMessage *message, bool in_queue);
 
+/* A place in the order in which messages are due. */
+typedef struct OutboxDuePlace
+{
+	TimestampTz due_at;
+	int64		place;
+} OutboxDuePlace;
+
+/* Before all that there may be. */
+#define OUTBOX_DUE_BEGIN ((OutboxDuePlace) {DT_NOBEGIN, PG_INT64_MIN})
+
 /*
  * Hand the messages that are due to `take`, oldest due time first, each
  * followed by some that wait behind it; those in `busy` (a hash of ids) are
  * passed over. Returns when to ask again, DT_NOEND: not before something
  * changes.
  *
- * Nothing that was due before *floor is looked for; that is moved to `now` if all was
- * taken. The worker makes nothing due in the past (record.c, deferred.c), but somebody
- * else may: whoever calls this sets *floor to DT_NOBEGIN now and then.
+ * Nothing up to *after is looked at; that is moved behind what was taken or passed over,
+ * and up to `now` if that was all. The worker makes nothing due in the past (record.c,
+ * deferred.c), but somebody else may: whoever calls this begins anew now and then.
  */
-extern TimestampTz outbox_pick_due(TimestampTz now, TimestampTz *floor, struct HTAB *busy,
+extern TimestampTz outbox_pick_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy,
 								   OutboxTake take, void *arg);
 
 /* What has become of a run of rows. */
 typedef struct OutboxPicked
 {
 	int			count;			/* handed on */
+	uint64		passed;			/* rows: these, and those that were busy */
 	bool		full;			/* there was no room for another */
 	bool		end;			/* there are no more rows behind *place */
 } OutboxPicked;

@@ -33,7 +33,7 @@
 /* Not before so much time has passed since the last record. */
 #define RECORD_INTERVAL_MS 200
 
-/* Set aside at most so many messages, and so much, in one transaction. */
+/* Change deferred and dead_letter by at most so many messages in one transaction. */
 #define MAX_ASIDE		1000
 #define MAX_ASIDE_BYTES (32 * 1024 * 1024)
 
@@ -257,7 +257,7 @@ end_of_settled(OutboxBatch *batch, ArrayBuildState **ids)
 
 		if (entry->outcome <= OUTBOX_SENT)
 			break;
-		if (entry->outcome != OUTBOX_CONFIRMED)
+		if (entry->outcome != OUTBOX_CONFIRMED || entry->segment == OUTBOX_DEFERRED)
 		{
 			count++;
 			bytes += entry->size;

@@ -63,6 +63,7 @@
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
 #define LOCKED_TOLD_MS		1000	/* and has done so for long */
 #define LOCKED_TEXT			"somebody has locked the tables of the extension, or waits to"
+#define REVIEW_SHARE		20		/* look at all of deferred for a twentieth of the time */
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 
 typedef struct Worker
@@ -82,7 +83,8 @@ typedef struct Worker
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
-	TimestampTz due_floor;		/* what was due before is taken up */
+	OutboxDuePlace due_after;	/* what was due up to here is taken up */
+	TimestampTz next_review;	/* look at all that is due, not before */
 	char		promote_from[OUTBOX_KEY_SIZE];	/* ordering key */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
@@ -213,9 +215,16 @@ read_on(void)
 	OutboxPublisher *publisher = &worker->publisher;
 
 	if (worker->next_due <= worker->now)
-		worker->next_due = outbox_pick_due(worker->now, &worker->due_floor,
+	{
+		bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
+
+		worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
 										   publisher->batch->from_deferred,
 										   outbox_publish_deferred, publisher);
+		if (is_review)
+			worker->next_review = worker->now +
+				REVIEW_SHARE * (GetCurrentTimestamp() - worker->now);
+	}
 	if (may_fill())
 	{
 		/* The rest of an old window says nothing about what has committed since. */
@@ -361,9 +370,11 @@ read_control(void)
 	if (worker->publisher.check_queues)
 		outbox_deferred_promote_some(worker->promote_from);
 	outbox_breakers_load(worker->publisher.breakers);
-	worker->control_seen = changed;
+	/* Somebody may have made something due. */
+	if (changed != worker->control_seen || worker->next_review <= worker->now)
+		worker->due_after = OUTBOX_DUE_BEGIN;
 	worker->next_due = worker->now;
-	worker->due_floor = DT_NOBEGIN; /* somebody may have made something due */
+	worker->control_seen = changed;
 }
 
 static bool
@@ -502,13 +513,14 @@ follow_clock(TimestampTz back)
 	worker->locked_until -= back;
 	worker->locked_since -= worker->locked_since > 0 ? back : 0;
 	worker->next_gate -= back;
+	worker->next_review -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
 	outbox_connections_follow_clock(worker->publisher.connections, back);
 	outbox_batch_follow_clock(worker->publisher.batch, back);
 	outbox_probe_follow_clock(worker->probe, back);
 	worker->next_due = 0;		/* of the database's time, not ours */
-	worker->due_floor = DT_NOBEGIN;
+	worker->due_after = OUTBOX_DUE_BEGIN;
 }
 
 static void

@@ -3,7 +3,8 @@
 # outlive a restart; that consumers are told the number of the attempt; that those
 # behind a message which is given up go on; that many ordering keys at once keep
 # the connection as busy as none; that a great many keys whose messages wait hold up
-# nobody, and are looked at in turn; and that it does not matter what the statistics say.
+# nobody, and are looked at in turn; that it does not matter what the statistics say; and
+# that those which are due at once are read once.
 #
 # Runs alone: it measures.
 
@@ -305,6 +306,26 @@ ORDER BY 1 DESC LIMIT 1
 END
 diag "of 1000 rows $read were read by way of $index";
 cmp_ok($read, '<', 20_000, 'no index is read whole again and again');
+
+#
+# many that are due at once
+#
+$node->safe_psql('postgres', 'CREATE DATABASE calendar');
+$node->safe_psql('calendar', 'CREATE EXTENSION outbox');
+$node->wait_connected(dbname => 'calendar');
+$node->safe_psql('calendar', <<'END');
+SELECT count(outbox.enqueue('', 'orders', 'x'::text, deliver_at => now() + interval '5 s')) FROM generate_series(1, 5000)
+END
+$node->wait_for('them to be set aside', 'SELECT pending = 0 AND deferred = 5000 FROM outbox.status', dbname => 'calendar');
+$node->safe_psql('calendar', 'SELECT pg_stat_reset()');
+ok($node->wait_drained(dbname => 'calendar', timeout => 30), '5000 messages of one moment are delivered');
+another_worker('calendar');
+$read = $node->value(<<'END', 'calendar');
+SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelid = 'outbox.deferred_due_at_place_idx'::regclass
+END
+diag "for them $read rows were read by way of their due time";
+cmp_ok($read, '>=', 5000, 'they are found by their due time');
+cmp_ok($read, '<', 20_000, 'and not read again with each hundred');
 
 $orders->stop;
 $given_up->stop;
