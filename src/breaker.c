@@ -198,6 +198,7 @@ outbox_breaker_drain(OutboxBreakers *breakers, OutboxBreaker *breaker)
 	breaker->taken = 0;
 	breaker->last_taken = 0;
 	breaker->hold_ms = 0;
+	breaker->next_hold = 0;
 	dlist_push_tail(&breakers->draining, &breaker->node);
 	breakers->open--;
 	breakers->drain_due = true;
@@ -249,8 +250,8 @@ outbox_breakers_forget_times(OutboxBreakers *breakers)
 	{
 		if (breaker->next_probe != DT_NOEND)
 			breaker->next_probe = 0;
+		breaker->next_hold = 0;
 	}
 	breakers->hold_until = 0;
-	breakers->next_hold = 0;
 	breakers->next_known = false;
 }

@@ -27,6 +27,7 @@ typedef struct OutboxBreaker
 	int			taken;			/* of them */
 	uint64		last_taken;		/* batch index behind the last of them */
 	int			hold_ms;		/* for so long reading was held up for it last */
+	TimestampTz next_hold;		/* and is not before */
 } OutboxBreaker;
 
 typedef struct OutboxBreakers
@@ -37,7 +38,6 @@ typedef struct OutboxBreakers
 	dlist_head	draining;		/* OutboxBreaker, the one whose turn it is first */
 	bool		drain_due;		/* a draining queue may have something to take up */
 	TimestampTz hold_until;		/* read nothing new: a queue is about to be empty */
-	TimestampTz next_hold;		/* and not again before */
 	OutboxBreaker *next;		/* see outbox_breakers_next() */
 	bool		next_known;
 } OutboxBreakers;

@@ -183,8 +183,9 @@ take_rows(uint64 rows, struct HTAB *busy, OutboxTake take, void *arg)
 	return picked;
 }
 
-TimestampTz
-outbox_pick_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy, OutboxTake take, void *arg)
+/* The next rows that are due, behind *after, which is moved on; picked.end: there are no more. */
+static OutboxPicked
+pick_some_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy, OutboxTake take, void *arg)
 {
 	Datum		args[4];
 	uint64		rows;
@@ -198,8 +199,22 @@ outbox_pick_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy, Outbo
 	picked = take_rows(rows, busy, take, arg);
 	if (picked.passed > 0)
 		*after = place_of(picked.passed - 1);
+	picked.end = rows < PICK_ROWS && !picked.full;
 	outbox_query_done();
-	if (picked.full || rows == PICK_ROWS)
+	return picked;
+}
+
+TimestampTz
+outbox_pick_due(TimestampTz now, OutboxDuePlace *after, struct HTAB *busy, OutboxTake take, void *arg)
+{
+	OutboxPicked picked;
+
+	/* Past all that are busy, or a look that begins anew with each poll might not come behind them. */
+	do
+	{
+		picked = pick_some_due(now, after, busy, take, arg);
+	} while (picked.count == 0 && !picked.full && !picked.end);
+	if (!picked.end)
 		return now;
 	after->due_at = now;
 	after->place = PG_INT64_MIN;

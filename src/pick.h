@@ -56,7 +56,7 @@ typedef struct OutboxPicked
 	int			count;			/* handed on */
 	uint64		passed;			/* rows: these, and those that were busy */
 	bool		full;			/* there was no room for another */
-	bool		end;			/* there are no more rows behind *place */
+	bool		end;			/* there are no more rows behind it */
 } OutboxPicked;
 
 /*

@@ -391,12 +391,12 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	breaker->last_look = settled;
 	if (settled)
 		return true;
-	if (all_recorded && breakers->next_hold <= publisher->now)
+	if (all_recorded && breaker->next_hold <= publisher->now)
 	{
 		breaker->hold_ms = Min(Max(breaker->hold_ms * 2, HOLD_MIN_MS), HOLD_MAX_MS);
 		breakers->hold_until = TimestampTzPlusMilliseconds(publisher->now, breaker->hold_ms);
-		breakers->next_hold = TimestampTzPlusMilliseconds(publisher->now,
-														  HOLD_EVERY * breaker->hold_ms);
+		breaker->next_hold = TimestampTzPlusMilliseconds(publisher->now,
+														 HOLD_EVERY * breaker->hold_ms);
 	}
 	return false;
 }

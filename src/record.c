@@ -53,7 +53,6 @@ typedef struct AsideWork
 	OutboxIds	present;		/* rows of deferred that are there */
 	List	   *kept;			/* OutboxEntry: the others */
 	int			count;
-	Size		bytes;
 	TimestampTz now;
 } AsideWork;
 
@@ -156,7 +155,6 @@ classify(AsideWork *work, const OutboxEntry *entry)
 	}
 #undef NEW_PLACE
 	work->count++;
-	work->bytes += entry->size;
 }
 
 /*
@@ -241,21 +239,25 @@ carry_out(AsideWork *work)
 }
 
 /*
- * Where the settled entries at the front end, as far as one transaction goes.
- * The ids of those from deferred are collected.
+ * Where the settled entries at the front end, as far as one transaction goes; *more: it
+ * cannot hold all of them. The ids of those from deferred are collected.
  */
 static uint64
-end_of_settled(OutboxBatch *batch, ArrayBuildState **ids)
+end_of_settled(OutboxBatch *batch, ArrayBuildState **ids, bool *more)
 {
 	uint64		end = batch->head;
 	int			count = 0;
 	Size		bytes = 0;
 
-	while (end < batch->tail && end < batch->gated && count < MAX_ASIDE && bytes < MAX_ASIDE_BYTES)
+	*more = false;
+	while (end < batch->tail && end < batch->gated)
 	{
 		OutboxEntry *entry = outbox_batch_entry(batch, end);
 
 		if (entry->outcome <= OUTBOX_SENT)
+			break;
+		*more = count >= MAX_ASIDE || bytes >= MAX_ASIDE_BYTES;
+		if (*more)
 			break;
 		if (entry->outcome != OUTBOX_CONFIRMED || entry->segment == OUTBOX_DEFERRED)
 		{
@@ -286,12 +288,13 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 	ArrayBuildState *ids = NULL;
 	ListCell   *lc;
 	uint64		end;
+	bool		more;
 
 	OUTBOX_FAULTPOINT("record-before");
 	foreach(lc, recorder->leftover)
 		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
 							   false, INT8OID, CurrentMemoryContext);
-	end = end_of_settled(batch, &ids);
+	end = end_of_settled(batch, &ids, &more);
 	if (ids != NULL)
 		outbox_deferred_lock(ids, &work.locked, &work.present);
 
@@ -321,7 +324,7 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 	while (batch->head < end)
 		outbox_batch_pop(batch);
 	/* What one transaction could not hold goes on at once. */
-	recorder->recorded_at = work.count < MAX_ASIDE && work.bytes < MAX_ASIDE_BYTES ? now : 0;
+	recorder->recorded_at = more ? 0 : now;
 	recorder->leftover_due = TimestampTzPlusMilliseconds(now, LEFTOVER_INTERVAL_MS);
 	return work.count > 0;
 }

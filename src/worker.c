@@ -63,7 +63,8 @@
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
 #define LOCKED_TOLD_MS		1000	/* and has done so for long */
 #define LOCKED_TEXT			"somebody has locked the tables of the extension, or waits to"
-#define REVIEW_SHARE		20		/* look at all of deferred for a twentieth of the time */
+#define REVIEW_SHARE		20		/* look at all that is due for a twentieth of the time */
+#define REVIEW_MAX_MS		60000	/* but once in so long */
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 
 typedef struct Worker
@@ -217,13 +218,14 @@ read_on(void)
 	if (worker->next_due <= worker->now)
 	{
 		bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
+		TimestampTz start = GetCurrentTimestamp();
 
 		worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
 										   publisher->batch->from_deferred,
 										   outbox_publish_deferred, publisher);
 		if (is_review)
 			worker->next_review = worker->now +
-				REVIEW_SHARE * (GetCurrentTimestamp() - worker->now);
+				Min(REVIEW_SHARE * (GetCurrentTimestamp() - start), REVIEW_MAX_MS * INT64CONST(1000));
 	}
 	if (may_fill())
 	{
