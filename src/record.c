@@ -33,7 +33,7 @@
 /* Not before so much time has passed since the last record. */
 #define RECORD_INTERVAL_MS 200
 
-/* Change deferred and dead_letter by at most so many messages in one transaction. */
+/* Set aside, or delete from deferred, at most so many messages, and so much, in one transaction. */
 #define MAX_ASIDE		1000
 #define MAX_ASIDE_BYTES (32 * 1024 * 1024)
 

@@ -209,24 +209,30 @@ drain(void)
 		outbox_publish_drain(&worker->publisher, may_fill(), worker->recorder.leftover == NIL);
 }
 
-/* What is due in deferred, and what has committed. */
+/* What is due in deferred. */
+static void
+take_due(void)
+{
+	OutboxPublisher *publisher = &worker->publisher;
+	bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
+	TimestampTz start = GetCurrentTimestamp();
+
+	worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
+									   publisher->batch->from_deferred,
+									   outbox_publish_deferred, publisher);
+	if (is_review)
+		worker->next_review = worker->now +
+			Min(REVIEW_SHARE * (GetCurrentTimestamp() - start), REVIEW_MAX_MS * INT64CONST(1000));
+}
+
+/* That, and what has committed. */
 static void
 read_on(void)
 {
 	OutboxPublisher *publisher = &worker->publisher;
 
 	if (worker->next_due <= worker->now)
-	{
-		bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
-		TimestampTz start = GetCurrentTimestamp();
-
-		worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
-										   publisher->batch->from_deferred,
-										   outbox_publish_deferred, publisher);
-		if (is_review)
-			worker->next_review = worker->now +
-				Min(REVIEW_SHARE * (GetCurrentTimestamp() - start), REVIEW_MAX_MS * INT64CONST(1000));
-	}
+		take_due();
 	if (may_fill())
 	{
 		/* The rest of an old window says nothing about what has committed since. */
