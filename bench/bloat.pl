@@ -13,7 +13,8 @@
 # their indexes and TOAST, the size of the system catalogs, dead tuples as the statistics
 # of the server have them.  Ten times: dead tuples counted (pgstattuple), for outbox in
 # the segments and in all other tables of it.  The queue is in memory and drops its oldest
-# messages: the broker shall not be what limits.  Each turn has servers of its own; of the
+# messages: the broker shall not be what limits; and no checkpoint falls into a turn, which
+# would slow down a part of it.  Each turn has servers of its own; of the
 # first one of each is kept what was seen every second.
 #
 # Needs the relays
@@ -47,6 +48,8 @@ sub new_playground
 	print "starting PostgreSQL and RabbitMQ ...\n";
 	my $playground = Outbox::Playground->new(dbname => 'bench', schedulers => `nproc` + 0, conf => <<'END');
 autovacuum_naptime = 10s
+checkpoint_timeout = 1h
+max_wal_size = 8GB
 END
 
 	$playground->wait_connected;

@@ -5,8 +5,8 @@
  *
  *		Reads frame by frame, since amqp_consume_message() copies each message;
  *		acknowledges in multiples, when nothing more is at hand or when half of
- *		--prefetch is due; keeps what it writes in memory until nothing arrives
- *		for a moment. Ends at SIGTERM, or after --count messages, and tells:
+ *		PREFETCH is due; keeps what it writes in memory, a megabyte of it, until
+ *		nothing arrives for a moment. Ends at SIGTERM, or after --count messages, and tells:
  *
  *			messages N ready R first F last L
  *
@@ -20,6 +20,7 @@
 #include <signal.h>
 
 #define RETRY_MS	10			/* between two attempts to connect */
+#define PREFETCH	1000
 #define QUIET_MS	100			/* nothing for so long: write to the file */
 #define BODY_KEPT	40			/* bytes written down of a body */
 
@@ -29,14 +30,12 @@ typedef struct Options
 	const char *queue;
 	const char *file;
 	int64_t		count;
-	int64_t		prefetch;
 	double		wait;			/* seconds to wait for the broker */
 } Options;
 
 static Options options = {
 	.uri = DEFAULT_URI,
 	.queue = "bench",
-	.prefetch = 1000,
 };
 
 typedef struct Arrivals
@@ -46,6 +45,7 @@ typedef struct Arrivals
 	int64_t		first;
 	int64_t		last;
 	uint64_t	tag;			/* of the message at hand, or the last one */
+	uint64_t	whole;			/* of the last one that is here in full */
 	uint64_t	acked;
 	uint64_t	body_left;
 	size_t		kept;
@@ -92,6 +92,7 @@ static void
 arrived(Arrivals *arrivals)
 {
 	arrivals->last = time_us();
+	arrivals->whole = arrivals->tag;
 	if (arrivals->count++ == 0)
 		arrivals->first = arrivals->last;
 	if (arrivals->file)
@@ -135,13 +136,11 @@ take_frame(Arrivals *arrivals, const amqp_frame_t *frame)
 static void
 acknowledge(Arrivals *arrivals, amqp_connection_state_t conn)
 {
-	uint64_t	whole = arrivals->body_left == 0 ? arrivals->tag : arrivals->tag - 1;
-
-	if (whole <= arrivals->acked)
+	if (arrivals->whole <= arrivals->acked)
 		return;
-	if (amqp_basic_ack(conn, CHANNEL, whole, true) != AMQP_STATUS_OK)
+	if (amqp_basic_ack(conn, CHANNEL, arrivals->whole, true) != AMQP_STATUS_OK)
 		fail("acknowledging", "the connection is gone");
-	arrivals->acked = whole;
+	arrivals->acked = arrivals->whole;
 }
 
 static void
@@ -149,7 +148,7 @@ consume(Arrivals *arrivals, amqp_connection_state_t conn)
 {
 	struct timeval quiet = {0, QUIET_MS * 1000};
 
-	amqp_basic_qos(conn, CHANNEL, 0, (uint16_t) options.prefetch, false);
+	amqp_basic_qos(conn, CHANNEL, 0, PREFETCH, false);
 	if (amqp_get_rpc_reply(conn).reply_type != AMQP_RESPONSE_NORMAL)
 		fail("basic.qos", reply_text(amqp_get_rpc_reply(conn)));
 	amqp_basic_consume(conn, CHANNEL, amqp_cstring_bytes(options.queue), amqp_empty_bytes,
@@ -161,7 +160,7 @@ consume(Arrivals *arrivals, amqp_connection_state_t conn)
 		amqp_frame_t frame;
 		int			rc;
 
-		if (arrivals->tag - arrivals->acked >= (uint64_t) options.prefetch / 2 ||
+		if (arrivals->whole - arrivals->acked >= PREFETCH / 2 ||
 			!(amqp_frames_enqueued(conn) || amqp_data_in_buffer(conn)))
 			acknowledge(arrivals, conn);
 		if (arrivals->body_left == 0)
@@ -216,15 +215,11 @@ parse_options(int argc, char **argv)
 			options.file = value;
 		else if (strcmp(argv[i], "--count") == 0)
 			options.count = atoll(value);
-		else if (strcmp(argv[i], "--prefetch") == 0)
-			options.prefetch = atoll(value);
 		else if (strcmp(argv[i], "--wait") == 0)
 			options.wait = atof(value);
 		else
 			fail(argv[i], "unknown option (--uri --queue --file --count --prefetch --wait)");
 	}
-	if (options.prefetch < 1 || options.prefetch > UINT16_MAX)
-		fail("options", "--prefetch must be from 1 to 65535");
 }
 
 int

@@ -22,7 +22,6 @@
 typedef struct Options
 {
 	const char *uri;
-	const char *exchange;
 	const char *key;
 	int64_t		count;
 	int64_t		window;
@@ -32,7 +31,6 @@ typedef struct Options
 
 static Options options = {
 	.uri = DEFAULT_URI,
-	.exchange = "",
 	.key = "bench",
 	.count = 500000,
 	.window = 1000,
@@ -159,8 +157,6 @@ parse_options(int argc, char **argv)
 			fail(argv[i], "needs a value");
 		if (strcmp(argv[i], "--uri") == 0)
 			options.uri = value;
-		else if (strcmp(argv[i], "--exchange") == 0)
-			options.exchange = value;
 		else if (strcmp(argv[i], "--key") == 0)
 			options.key = value;
 		else if (strcmp(argv[i], "--count") == 0)
@@ -172,7 +168,7 @@ parse_options(int argc, char **argv)
 		else if (strcmp(argv[i], "--rate") == 0)
 			options.rate = atof(value);
 		else
-			fail(argv[i], "unknown option (--uri --exchange --key --count --window --size --rate)");
+			fail(argv[i], "unknown option (--uri --key --count --window --size --rate)");
 	}
 	if (options.window < 1 || options.count < 1)
 		fail("options", "--window and --count must be at least 1");
@@ -193,7 +189,6 @@ main(int argc, char **argv)
 		.headers = {1, &id_header},
 		.content_type = amqp_cstring_bytes("application/octet-stream"),
 	};
-	amqp_bytes_t exchange;
 	amqp_bytes_t key;
 	amqp_bytes_t body;
 	char		id[37];
@@ -207,7 +202,6 @@ main(int argc, char **argv)
 	if (done == NULL || body.bytes == NULL)
 		fail("start", "out of memory");
 	memset(body.bytes, 'x', body.len);
-	exchange = amqp_cstring_bytes(options.exchange);
 	key = amqp_cstring_bytes(options.key);
 	memcpy(id, "00000000-0000-7000-8000-000000000000", sizeof(id));
 	properties.message_id = amqp_cstring_bytes(id);
@@ -231,7 +225,7 @@ main(int argc, char **argv)
 			wait_for_moment(conn, body);
 
 		id_header.value.value.i64 = (int64_t) published + 1;
-		rc = amqp_basic_publish(conn, CHANNEL, exchange, key, true, false,
+		rc = amqp_basic_publish(conn, CHANNEL, amqp_empty_bytes, key, true, false,
 								&properties, body);
 		if (rc != AMQP_STATUS_OK)
 			fail("publish", amqp_error_string2(rc));

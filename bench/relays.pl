@@ -2,8 +2,8 @@
 #
 # ./dev bench relays [NAME...]: how fast others (bench/relays) publish what is already
 # committed, beside outbox, as in `drain`.  A slow one gets at most --slow messages: 500,000
-# would take it ten minutes in each turn.  With --more its rounds add to those of earlier
-# runs.
+# would take it up to twelve minutes in each turn.  With --more its rounds add to those of
+# earlier runs.
 #
 # Needs the relays
 
@@ -23,7 +23,6 @@ GetOptions(
 	'more' => \my $more,
 	'rounds=i' => \(my $rounds = 5),
 	'window=i' => \(my $window = 1000),
-	'consume' => \my $consume,
 	'queues=s' => \(my $types = 'classic')) or exit 2;
 
 my $bench = Bench->new('relays', more => $more);
@@ -36,8 +35,7 @@ for my $type (split /,/, $types)
 			count => $count,
 			size => $size,
 			window => $window,
-			queue => $type,
-			consume => $consume);
+			queue => $type);
 
 		my $contender = sub {
 			my ($name) = @_;

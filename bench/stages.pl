@@ -6,8 +6,8 @@
 # busiest of them is the limit.
 #
 #	publisher, reader, channel, queue, wal, segments, writer
-#	       share of the time that its process runs: of the publisher by its CPU, of the
-#	       others by looking often
+#	       share of the time that its process runs or waits for a core: of the publisher
+#	       its CPU alone, of the others by looking often
 #	syncs, sync_ms, write_ms   of the broker per thousand messages: calls of fsync(), and
 #	       the time in fsync() and in write() (classic queues only)
 #
@@ -28,7 +28,6 @@ GetOptions(
 	'count=i' => \(my $count = 100_000),
 	'size=i' => \(my $size = 200),
 	'rounds=i' => \(my $rounds = 3),
-	'consume' => \my $consume,
 	'queues=s' => \(my $types = 'classic,quorum,stream')) or exit 2;
 
 # What processes of this initial call are.
@@ -42,7 +41,7 @@ my %stage = (
 	osiris_writer => 'queue',
 	rabbit_writer => 'writer');
 
-# How often a process of each kind runs, in LOOKS looks, 10 ms apart.
+# How often a process of each kind runs or could, in LOOKS looks, 10 ms apart.
 use constant LOOKS => 50;
 my $look = <<'END' =~ s/LOOKS/LOOKS/er;
 lists:foldl(fun(_, All) ->
@@ -140,7 +139,6 @@ for my $type (split /,/, $types)
 		size => $size,
 		window => 1000,
 		queue => $type,
-		consume => $consume,
 		watch => $watch);
 	$file = $drain->broker->dir . '/looks';
 	$bench->turns($drain->case, $rounds,

@@ -47,7 +47,6 @@ GetOptions(
 	'rounds=i' => \(my $rounds = 3),
 	'drain=i' => \(my $drain = 30),
 	'contenders=s' => \my $wanted,
-	'relays!' => \(my $relays = 1),
 	'conf=s' => \my @conf) or exit 2;
 
 #
@@ -57,8 +56,7 @@ GetOptions(
 sub contender_names
 {
 	return split /,/, $wanted if defined $wanted;
-	return ('outbox', 'plain', !$relays ? () : map { ("$_ poll", Bench::Relay->can_listen($_) ? "$_ listen" : ()) }
-		  Bench::Relay->names);
+	return ('outbox', 'plain', map { ("$_ poll", Bench::Relay->can_listen($_) ? "$_ listen" : ()) } Bench::Relay->names);
 }
 
 my @names = contender_names();
@@ -87,7 +85,7 @@ sub outbox
 
 	return {
 		playground => $playground,
-		call => sub { "outbox.enqueue('', 'bench', $_[0])" },
+		statement => sub { "SELECT count(outbox.enqueue('', 'bench', $_[1])) FROM generate_series(1, $_[0]) i" },
 		pending => sub { $playground->sql('SELECT pending + deferred FROM outbox.status') },
 		cpu => sub { run_seconds($pid) },
 		stop => sub { }
@@ -109,7 +107,7 @@ sub relay
 	$relay->start;
 	return {
 		playground => $database,
-		call => sub { $relay->enqueue_call(q{'bench'}, $_[0]) },
+		statement => sub { $relay->enqueue_statement($_[0], 'bench', $_[1]) },
 		pending => sub { $relay->pending },
 		cpu => sub { $relay->cpu_seconds },
 		stop => sub { $relay->stop(busy => !$_[0]); $database->drop_database }
@@ -138,8 +136,7 @@ sub write_messages
 	my $payload = q{convert_to(rpad(concat_ws(' ', :client_id::text, :n::text, i::text, ''), 200, 'x'), 'UTF8')};
 
 	open my $out, '>', "$dir/steady.sql" or die "steady.sql: $!";
-	print $out "\\set n :n + 1\n",
-	  'SELECT count(', $contender->{call}->($payload), ") FROM generate_series(1, $per) i;\n";
+	print $out "\\set n :n + 1\n", $contender->{statement}->($per, $payload), ";\n";
 	close $out or die "steady.sql: $!";
 	unlink glob "$dir/steady.log.*";
 	my ($status, $text) = $broker->capture({ $contender->{playground}->psql_environment }, 'pgbench', '-n',

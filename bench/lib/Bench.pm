@@ -4,7 +4,7 @@ package Bench;
 # turn goes into a file, and what is printed is made from that file alone.
 #
 #	my $bench = Bench->new('drain');
-#	$bench->turns('classic, 200 B', $rounds, [ plain => sub { ...; return { rate => 1 } } ],
+#	$bench->turns('classic queue 200 B', $rounds, [ plain => sub { ...; return { rate => 1 } } ],
 #		[ outbox => sub { ... } ]);
 #	$bench->finish;
 #
@@ -28,7 +28,7 @@ sub new
 	my ($class, $name, %args) = @_;
 	my $self = bless {
 		name => $name,
-		file => $args{file} // "bench/results/$name.csv",
+		file => "bench/results/$name.csv",
 		more => $args{more},
 		measured => {},
 		rows => [],
@@ -97,7 +97,7 @@ sub _command
 	return POSIX::strftime('%Y-%m-%d', gmtime) . " ./dev bench @words";
 }
 
-# One figure of one turn; it is in the file when this returns.
+# One figure of one turn; it is in the file after turns() or finish().
 sub record
 {
 	my ($self, $case, $contender, $turn, $figure, $value) = @_;
@@ -109,7 +109,7 @@ sub record
 }
 
 # Each contender is [ name => code ]; the code runs one turn and returns a hash of
-# figures, or nothing if it has none.  Every other round goes the other way round, so
+# figures.  Every other round goes the other way round, so
 # that nobody is always first.
 sub turns
 {
@@ -123,7 +123,7 @@ sub turns
 		for my $contender ($round % 2 ? @contenders : reverse @contenders)
 		{
 			my ($name, $code) = @$contender;
-			my $figures = $code->() or next;
+			my $figures = $code->();
 
 			printf "%5d  %-24s", $round, $name;
 			for my $figure (sort keys %$figures)
@@ -174,17 +174,16 @@ sub figures
 	return _distinct(map { $_->{figure} } grep { $_->{case} eq $case } @{ $self->{rows} });
 }
 
-# The table of one case: median, minimum and maximum, and `ours` as a ratio to each
-# of the others, for the named figures or all.
+# The table of one case: median, minimum and maximum, and outbox as a ratio to each of
+# the others, for the named figures or all.
 sub table
 {
 	my ($self, $case, %args) = @_;
-	my $ours = $args{ours} // 'outbox';
-	my @lines = ([ 'case', 'figure', 'contender', 'median', 'min', 'max', 'turns', "$ours / it" ]);
+	my @lines = ([ 'case', 'figure', 'contender', 'median', 'min', 'max', 'turns', 'outbox / it' ]);
 
 	for my $figure (@{ $args{figures} // [ $self->figures($case) ] })
 	{
-		my @own = $self->values($case, $ours, $figure);
+		my @own = $self->values($case, 'outbox', $figure);
 
 		for my $contender ($self->contenders($case))
 		{
@@ -192,7 +191,7 @@ sub table
 			my $ratio = '';
 
 			$ratio = sprintf '%.2f', median(@own) / median(@values)
-			  if $contender ne $ours && @own && median(@values) != 0;
+			  if $contender ne 'outbox' && @own && median(@values) != 0;
 			push @lines, [
 				$case, $figure, $contender,
 				(map { _short($_) } median(@values), minimum(@values), maximum(@values)),

@@ -7,17 +7,21 @@ package Bench::Drain;
 use strict;
 use warnings FATAL => 'all';
 
-use Exporter 'import';
 use POSIX ();
+use Time::HiRes qw(time);
 
 use Bench qw(minimum run_seconds);
 use Bench::Relay;
 use Outbox::Playground;
 use Outbox::Process;
+use Outbox::Wait qw(wait_until);
 
-our @EXPORT_OK = qw(QUEUE);
-
-use constant QUEUE => 'bench';
+use constant {
+	QUEUE => 'bench',
+	WARM_UP => 1 / 5,      # of a turn
+	QUIET_S => 1,
+	QUIET_SHARE => 0.1,    # of a core
+};
 
 # count, size (bytes), window (messages unconfirmed at most), queue (its type); consume: is
 # there a consumer?  conf: more lines for postgresql.conf; watch: called when publishing
@@ -36,7 +40,19 @@ sub new
 		"outbox.in_flight_bytes = ${in_flight_kb}kB",
 		'shared_buffers = ' . int(memory_mb('MemTotal') / 4) . 'MB', @{ $args{conf} // [] });
 	$self->{playground}->wait_connected;
+	$self->warm_up;
 	return $self;
+}
+
+# What is done for the first time takes longer: a short turn of each that does not count.
+sub warm_up
+{
+	my ($self) = @_;
+
+	local $self->{count} = POSIX::ceil($self->{count} * WARM_UP);
+	local $self->{watch} = sub { return sub { } };
+	$self->$_ for qw(plain outbox);
+	return;
 }
 
 sub memory_mb
@@ -58,13 +74,28 @@ sub case
 	  @{ $self->{conf} // [] };
 }
 
-sub playground { return $_[0]{playground}; }
 sub broker { return $_[0]{playground}->broker; }
 
-# Before a turn: what was stored on the disk that the broker shares is written, and the
-# memory that the broker will take is there.  A virtual machine may have given back to
-# its host what is free; the first to touch it then waits, eight times as long for each
-# page, and that would be the broker in the turn of whoever left it the colder memory.
+# Whoever has to prepare its messages leaves the broker time to clear up after the turn
+# before; so all wait until it has done that.
+sub wait_quiet
+{
+	my ($self) = @_;
+	my ($at, $used) = (time(), run_seconds($self->broker->pid));
+
+	wait_until('the broker to have nothing to do', sub {
+		my ($before, $used_before) = ($at, $used);
+
+		($at, $used) = (time(), run_seconds($self->broker->pid));
+		return ($used - $used_before) / ($at - $before) < QUIET_SHARE;
+	}, 60, QUIET_S * 1000);
+	return;
+}
+
+# Before a turn: the broker is at rest, what was stored on the disk that it shares is
+# written, and the memory that it will take is there.  A virtual machine may have given
+# back to its host what is free; the first to touch it then waits, eight times as long for
+# each page, and that would be the broker in the turn of whoever left it the colder memory.
 sub settle
 {
 	my ($self) = @_;
@@ -73,6 +104,7 @@ sub settle
 	system('sync') == 0 or die "sync failed\n";
 	system($^X, '-e', 'my @held = map { chr($_ % 128) x 2**20 } 1 .. $ARGV[0]', int $mb) == 0
 	  or die "touching $mb MB failed\n";
+	$self->wait_quiet;
 	return;
 }
 
@@ -80,7 +112,6 @@ sub new_queue
 {
 	my ($self, $count) = @_;
 
-	eval { $self->broker->amqp('delete-queue', QUEUE) };
 	$self->broker->amqp('declare-queue', QUEUE, $self->{queue}, 'durable');
 	$self->{consumer} = Outbox::Process->start(
 		name => 'consumer',
@@ -90,8 +121,9 @@ sub new_queue
 	return;
 }
 
-# A stream only estimates how much is in it.
-sub check_queue
+# All have arrived, and none twice; and the queue goes.  A stream only estimates how much is
+# in it.
+sub end_queue
 {
 	my ($self, $count) = @_;
 
@@ -100,12 +132,12 @@ sub check_queue
 		my $status = $self->{consumer}->wait_exit(60);
 
 		die "the consumer ended with status $status\n" if $status != 0;
-		return;
+		$count = 0;
 	}
-	return if $self->{queue} eq 'stream';
-	my $stored = $self->broker->amqp('count', QUEUE);
+	my $stored = $self->{queue} eq 'stream' ? $count : $self->broker->amqp('count', QUEUE);
 
-	die "the queue has $stored messages instead of $count\n" if $stored < $count;
+	die "the queue has $stored messages instead of $count\n" if $stored != $count;
+	$self->broker->amqp('delete-queue', QUEUE);
 	return;
 }
 
@@ -117,7 +149,8 @@ sub figures
 	return { rate => $count / $seconds, cpu_us => $cpu * 1e6 / $count };
 }
 
-# What is enqueued while the worker is paused, from resume() to the last confirm.
+# What is enqueued while the worker is paused, from resume() to the last confirm; the CPU
+# until all of that is recorded.
 sub outbox
 {
 	my ($self) = @_;
@@ -150,10 +183,10 @@ END
 \$\$;
 SELECT extract(epoch FROM clock_timestamp() - :'start');
 SQL
-	$cpu = run_seconds($pid) - $cpu;
 	$end->();
-	$self->check_queue($self->{count});
 	$playground->wait_drained(60);
+	$cpu = run_seconds($pid) - $cpu;
+	$self->end_queue($self->{count});
 	return figures($self->{count}, $seconds, $cpu);
 }
 
@@ -171,7 +204,7 @@ sub plain
 	my ($seconds, $cpu) = $out =~ /seconds ([\d.]+) .*cpu_us_per_message ([\d.]+)/
 	  or die "plain_publisher: $out\n";
 	$end->();
-	$self->check_queue($self->{count});
+	$self->end_queue($self->{count});
 	return figures($self->{count}, $seconds, $cpu * $self->{count} / 1e6);
 }
 
@@ -189,14 +222,14 @@ sub relay
 	$relay->enqueue_many($count, $self->{size}, QUEUE);
 	$database->sql('CHECKPOINT');
 	$self->settle;
-	my $end = $self->{watch}->();
 	$relay->start;
+	my $end = $self->{watch}->();
 	my $cpu = $relay->cpu_seconds;
 	my $seconds = $relay->wait_delivered($count, 600);
 	$cpu = $relay->cpu_seconds - $cpu;
 	$end->();
 	$relay->stop;
-	$self->check_queue($count);
+	$self->end_queue($count);
 	$database->drop_database;
 	return figures($count, $seconds, $cpu);
 }

@@ -2,7 +2,7 @@ package Bench::Relay;
 
 # An opponent: a program that takes messages from a table (bench/relays/NAME) and
 # publishes them.  Each has in the schema of its own name the functions
-# relay_enqueue(routing_key, payload), relay_enqueue_many(count, routing_key, payload)
+# relay_enqueue(routing_key, payloads), relay_enqueue_many(count, routing_key, payload)
 # and relay_pending(), and the same command line.
 
 use strict;
@@ -65,8 +65,6 @@ sub new
 	}, $class;
 }
 
-sub name { return $_[0]{name}; }
-
 #
 # the database
 #
@@ -106,12 +104,12 @@ END
 	return;
 }
 
-# What a script of pgbench selects.
-sub enqueue_call
+# The statement that enqueues so many messages; the payload of number i is an expression.
+sub enqueue_statement
 {
-	my ($self, $key, $payload) = @_;
+	my ($self, $count, $key, $payload) = @_;
 
-	return sprintf '%s.relay_enqueue(%s, %s)', $self->{name}, $key // q{:'key'}, $payload // q{:'payload'};
+	return "SELECT $self->{name}.relay_enqueue('$key', ARRAY(SELECT $payload FROM generate_series(1, $count) i))";
 }
 
 # How many messages are not recorded as delivered.

@@ -10,11 +10,11 @@ SELECT pgq.set_queue_config('bench', 'ticker_max_count', :'window') \g /dev/null
 SELECT pgq.set_queue_config('bench', 'ticker_max_lag', :'poll_ms' || ' ms') \g /dev/null
 SELECT pgq.register_consumer('bench', 'relay') \g /dev/null
 
-CREATE FUNCTION pgq.relay_enqueue(routing_key text, payload bytea) RETURNS void
+CREATE FUNCTION pgq.relay_enqueue(routing_key text, payloads bytea[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-	PERFORM pgq.insert_event('bench', $1, translate(encode($2, 'base64'), E'\n', ''),
-		gen_random_uuid()::text, NULL, NULL, NULL);
+	PERFORM pgq.insert_event('bench', $1, translate(encode(payload, 'base64'), E'\n', ''),
+		gen_random_uuid()::text, NULL, NULL, NULL) FROM unnest($2) payload;
 END;
 $$;
 

@@ -9,10 +9,10 @@ CREATE TABLE python.outbox (
 );
 
 -- PL/pgSQL keeps the plan of its INSERT, a function in SQL makes it anew in each call.
-CREATE FUNCTION python.relay_enqueue(routing_key text, payload bytea) RETURNS void
+CREATE FUNCTION python.relay_enqueue(routing_key text, payloads bytea[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-	INSERT INTO python.outbox (routing_key, payload) VALUES ($1, $2);
+	INSERT INTO python.outbox (routing_key, payload) SELECT $1, unnest($2);
 END;
 $$;
 

@@ -1,13 +1,14 @@
 -- The table is the package's (schema.js).  Payloads are JSON there; bytes go through it
 -- as base64.  What may go in parallel leaves in no certain order.
 
-CREATE FUNCTION transactional.relay_enqueue(routing_key text, payload bytea) RETURNS void
+CREATE FUNCTION transactional.relay_enqueue(routing_key text, payloads bytea[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO transactional.outbox
 		(id, aggregate_type, aggregate_id, message_type, concurrency, payload, metadata)
-	VALUES (gen_random_uuid(), 'bench', '1', 'message', 'parallel',
-		to_jsonb(translate(encode($2, 'base64'), E'\n', '')), jsonb_build_object('routing_key', $1));
+	SELECT gen_random_uuid(), 'bench', '1', 'message', 'parallel',
+		to_jsonb(translate(encode(p, 'base64'), E'\n', '')), jsonb_build_object('routing_key', $1)
+	FROM unnest($2) p;
 END;
 $$;
 
