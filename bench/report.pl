@@ -79,7 +79,7 @@ sub table
 			push @lines, [
 				$first ? $case : '', $contender, (map { cell(@$_) } @values),
 				scalar @{ $values[0] },
-				$contender eq 'outbox' ? '' : factor($figures[0], \@ours, $values[0])
+				$contender =~ /^outbox/ ? '' : factor($figures[0], \@ours, $values[0])
 			];
 			$first = 0;
 		}

@@ -8,7 +8,7 @@ use strict;
 use warnings FATAL => 'all';
 
 use POSIX ();
-use Time::HiRes qw(time);
+use Time::HiRes qw(sleep);
 
 use Bench qw(minimum run_seconds);
 use Bench::Relay;
@@ -81,14 +81,13 @@ sub broker { return $_[0]{playground}->broker; }
 sub wait_quiet
 {
 	my ($self) = @_;
-	my ($at, $used) = (time(), run_seconds($self->broker->pid));
 
 	wait_until('the broker to have nothing to do', sub {
-		my ($before, $used_before) = ($at, $used);
+		my $used = run_seconds($self->broker->pid);
 
-		($at, $used) = (time(), run_seconds($self->broker->pid));
-		return ($used - $used_before) / ($at - $before) < QUIET_SHARE;
-	}, 60, QUIET_S * 1000);
+		sleep QUIET_S;
+		return (run_seconds($self->broker->pid) - $used) / QUIET_S < QUIET_SHARE;
+	}, 120, 0);
 	return;
 }
 
