@@ -169,7 +169,7 @@ sub measure
 		else { usleep(5000); }
 		$delivered = $session->sql($it->{delivered});
 		$elapsed = time() - $start;
-		die "the relay has ended:\n" . $it->{relay}->log_text if $it->{relay} && !$it->{relay}->running;
+		die "the relay has ended:\n" . $it->{relay}->log_tail if $it->{relay} && !$it->{relay}->running;
 		die "nothing was delivered in 60 s\n" if $elapsed > 60 && $delivered == 0;
 		next if $elapsed < $samples[-1][0] + $interval;
 

@@ -147,7 +147,7 @@ sub start
 	wait_until(
 		"relay $self->{name} to be ready",
 		sub {
-			$self->running or croak "relay $self->{name} did not start:\n" . $self->log_text;
+			$self->running or croak "relay $self->{name} did not start:\n" . $self->log_tail;
 			return $self->log_text =~ /^ready$/m;
 		},
 		30, 5);
@@ -195,7 +195,7 @@ sub running
 }
 
 # Ask it to leave; dies if that does not happen in good order.  busy: it has more to do
-# than it can, and may have to be killed.
+# than it can; it may leave as it likes, or have to be killed.
 sub stop
 {
 	my ($self, %args) = @_;
@@ -208,7 +208,7 @@ sub stop
 
 		if (defined $status)
 		{
-			croak "$process->{name} ended with status $status:\n" . $self->log_text if $status != 0;
+			croak "$process->{name} ended with status $status:\n" . $self->log_tail if $status != 0 && !$args{busy};
 		}
 		elsif ($args{busy}) { $process->kill9; }
 		else { die $@; }
@@ -226,6 +226,14 @@ sub log_text
 	my $text = do { local $/; <$in> } // '';
 	close $in;
 	return $text;
+}
+
+# What an error message says of it.
+sub log_tail
+{
+	my ($self) = @_;
+
+	return substr $self->log_text, -2000;
 }
 
 sub pids { return map { $_->pid } @{ $_[0]{processes} // [] }; }
@@ -252,7 +260,7 @@ sub wait_delivered
 		my $elapsed = time() - $start;
 		my $seconds_left = $pending < 0.99 * $count ? $pending * $elapsed / ($count - $pending) : 0;
 
-		croak "relay $self->{name} has ended:\n" . $self->log_text unless $self->running;
+		croak "relay $self->{name} has ended:\n" . $self->log_tail unless $self->running;
 		croak "relay $self->{name} has $pending of $count messages left after $timeout s" if $elapsed > $timeout;
 		sleep(minimum(maximum($seconds_left / 2, 0.02), 5));
 	}
