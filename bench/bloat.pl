@@ -14,8 +14,8 @@
 # of the server have them.  Ten times: dead tuples counted (pgstattuple), for outbox in
 # the segments and in all other tables of it.  The queue is in memory and drops its oldest
 # messages: the broker shall not be what limits; and no checkpoint falls into a turn, which
-# would slow down a part of it.  Each turn has servers of its own; of the
-# first one of each is kept what was seen every second.
+# would slow down a part of it.  Each turn has servers of its own; of the first one of each
+# is kept what was seen every second.
 #
 # Needs the relays
 

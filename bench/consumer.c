@@ -6,7 +6,8 @@
  *		Reads frame by frame, since amqp_consume_message() copies each message;
  *		acknowledges in multiples, when nothing more is at hand or when half of
  *		PREFETCH is due; keeps what it writes in memory, a megabyte of it, until
- *		nothing arrives for a moment. Ends at SIGTERM, or after --count messages, and tells:
+ *		nothing arrives for a moment. Ends at SIGTERM, or after --count messages,
+ *		and tells:
  *
  *			messages N ready R first F last L
  *
@@ -218,7 +219,7 @@ parse_options(int argc, char **argv)
 		else if (strcmp(argv[i], "--wait") == 0)
 			options.wait = atof(value);
 		else
-			fail(argv[i], "unknown option (--uri --queue --file --count --prefetch --wait)");
+			fail(argv[i], "unknown option (--uri --queue --file --count --wait)");
 	}
 }
 

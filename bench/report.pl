@@ -65,7 +65,7 @@ sub table
 {
 	my ($name, $pattern, @figures) = @_;
 	my $bench = Bench->new($name);
-	my @lines = ([ 'case', 'contender', @figures, 'turns', 'outbox better by' ]);
+	my @lines = ([ 'case', 'contender', @figures, 'turns', 'outbox better by' ]);    # than others: its launcher is none
 
 	for my $case (sort { sortable($a) cmp sortable($b) } grep { /(?:$pattern)/ } $bench->cases)
 	{

@@ -17,8 +17,8 @@
 # A transaction is one statement and, up to 2,000 a second, one message; above that ten
 # messages, since the machine may not commit so many transactions beside everything
 # else.  A short turn of outbox that does not count comes first, and the first two seconds
-# of each are not counted; at 10 messages a second p99.9
-# is therefore the slowest of all.  The queue is classic, durable and new in each
+# of each are not counted; at 10 messages a second p99.9 is therefore the slowest of all.
+# The queue is classic, durable and new in each
 # turn, messages are persistent, commits flushed.
 #
 #	behind       messages not with the consumer as the writing ended
@@ -41,6 +41,7 @@ use Outbox::Process;
 use Outbox::Wait qw(wait_until);
 
 use constant WARM_UP => 2_000_000;    # microseconds
+use constant FIRST_TURN_S => 3;
 
 GetOptions(
 	'rates=s' => \(my $rates = '10,1000,10000'),
@@ -295,7 +296,7 @@ for my $rate (split /,/, $rates)
 {
 	my $case = "$rate a second";
 
-	turn($rate, 'outbox', 3);
+	turn($rate, 'outbox', FIRST_TURN_S);
 	$case .= ' by ' . per_transaction($rate) if per_transaction($rate) > 1;
 	$case .= ' (' . join(' and ', @names) . ')' if defined $wanted;
 	$bench->turns($case, $rounds, map { my $name = $_; [ $name => sub { turn($rate, $name, $seconds) } ] } @names);

@@ -109,8 +109,7 @@ sub record
 }
 
 # Each contender is [ name => code ]; the code runs one turn and returns a hash of
-# figures.  Every other round goes the other way round, so
-# that nobody is always first.
+# figures.  Every other round goes the other way round, so that nobody is always first.
 sub turns
 {
 	my ($self, $case, $rounds, @contenders) = @_;
