@@ -18,8 +18,8 @@
 # messages, since the machine may not commit so many transactions beside everything
 # else.  A short turn of outbox that does not count comes first, and the first two seconds
 # of each are not counted; at 10 messages a second p99.9 is therefore the slowest of all.
-# The queue is classic, durable and new in each
-# turn, messages are persistent, commits flushed.
+# The queue is classic, durable and new in each turn, messages are persistent, commits
+# flushed.
 #
 #	behind       messages not with the consumer as the writing ended
 #	lost         committed, and not delivered when nothing was pending any more
