@@ -132,6 +132,14 @@ WHERE attrelid IN ('outbox.deferred'::regclass, 'outbox.dead_letter'::regclass, 
 GROUP BY attrelid ORDER BY attrelid::regclass::text COLLATE "C";
 RESET ROLE;
 
+-- who may read all data can do so here
+CREATE ROLE regress_outbox_reader IN ROLE pg_read_all_data;
+SET ROLE regress_outbox_reader;
+SELECT command, pg_temp.try(command) FROM command WHERE pg_temp.try(command) !~ '^42501' ORDER BY number;
+SELECT exchange, state FROM outbox.message WHERE exchange = 'by the producer';
+RESET ROLE;
+DROP ROLE regress_outbox_reader;
+
 -- settings that may hold a secret
 CREATE FUNCTION pg_temp.setting(name text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN

@@ -48,9 +48,10 @@ END
 is($node->status('held'), 1, 'a row written by hand is held');
 
 #
-# the copy
+# the copy; who makes it may read all data, and is no superuser
 #
-PostgreSQL::Test::Utils::command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') ], 'pg_dump');
+$node->safe_psql('postgres', 'CREATE ROLE backup LOGIN IN ROLE pg_read_all_data');
+PostgreSQL::Test::Utils::command_ok([ 'pg_dump', '-f', $dump, $node->connstr('postgres') . ' user=backup' ], 'pg_dump');
 $node->safe_psql('postgres', 'CREATE DATABASE copy');
 PostgreSQL::Test::Utils::command_ok(
 	[ 'psql', '-qXAt', '-v', 'ON_ERROR_STOP=1', '-o', '/dev/null', '-f', $dump, $node->connstr('copy') ],
