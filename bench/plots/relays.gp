@@ -4,7 +4,7 @@
 set terminal svg size 820,380 font 'Helvetica,Arial,sans-serif,14' background '#ffffff'
 set output image
 
-set title "{/:Bold Thousand messages per second, to RabbitMQ}" font ',17'
+set title "{/:Bold Thousand messages of 200 bytes per second, to RabbitMQ}" font ',17'
 set border 3 lc rgb '#555555'
 set tics nomirror out textcolor rgb '#333333'
 set grid ytics lc rgb '#e4e4e4' lt 1
