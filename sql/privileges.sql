@@ -28,7 +28,7 @@ SELECT kind, object, privilege_type FROM acl WHERE grantee = 0;
 SELECT grantee::regrole, kind, object, privilege_type FROM acl
 	WHERE grantee NOT IN (SELECT nspowner FROM pg_namespace WHERE nspname = 'outbox')
 	AND (kind, privilege_type) <> ('sequence', 'SELECT')
-	ORDER BY kind COLLATE "C", object COLLATE "C", privilege_type;
+	ORDER BY kind COLLATE "C", object COLLATE "C", privilege_type, grantee::regrole::text COLLATE "C";
 
 CREATE ROLE regress_outbox_nobody;
 CREATE ROLE regress_outbox_producer;
