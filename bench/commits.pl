@@ -71,7 +71,7 @@ my %states = (
 	frozen => [ sub { $broker->sigstop }, sub { $broker->sigcont } ],
 	blocked => [ sub { $broker->set_memory_alarm }, sub { $broker->clear_memory_alarm } ]);
 my @names = qw(healthy frozen blocked);
-push @names, 'unresolvable' if $ENV{OUTBOX_SILENT_DNS};    # see ./dev
+push @names, 'unresolvable' if $ENV{OUTBOX_NAMESERVER};    # see ./dev
 my %results;
 
 printf "transactions per second, %d clients, %d s each\n\n", $clients, $seconds;

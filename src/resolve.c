@@ -38,13 +38,16 @@
 /* Names come from outbox.uri; this many at once means it is being changed wildly. */
 #define MAX_LOOKUPS		16
 
-/* A result that nobody fetched is used if it is asked for within this time. */
-#define FRESH_MS		60000
+/*
+ * A result that nobody has fetched is used if it is asked for within this time: an
+ * attempt that it was too late for is made again when all other URIs had theirs.
+ */
+#define FRESH_MS		300000
 
 typedef struct Lookup
 {
 	struct Lookup *next;
-	TimestampTz started;
+	TimestampTz finished;		/* as first seen; 0: it was not yet */
 	struct gaicb request;		/* read and written by the helper thread */
 	struct addrinfo hints;
 	char		host[FLEXIBLE_ARRAY_MEMBER];
@@ -98,8 +101,8 @@ lookup_free(Lookup *lookup)
 }
 
 /*
- * Take finished look-ups that nobody wants any more out of the list: those of
- * other names, and those too old to believe.  Returns the one for `host`.
+ * Take finished look-ups that are too old to believe out of the list; those of other
+ * names stay for their next attempt.  Returns the one for `host`.
  */
 static Lookup *
 lookups_reap(const char *host, TimestampTz now, int *running)
@@ -111,18 +114,18 @@ lookups_reap(const char *host, TimestampTz now, int *running)
 	while (*link != NULL)
 	{
 		Lookup	   *lookup = *link;
-		bool		wanted = strcmp(lookup->host, host) == 0;
 
 		if (gai_error(&lookup->request) == EAI_INPROGRESS)
 			(*running)++;
-		else if (!wanted ||
-				 TimestampDifferenceExceeds(lookup->started, now, FRESH_MS))
+		else if (lookup->finished == 0)
+			lookup->finished = now;
+		else if (TimestampDifferenceExceeds(lookup->finished, now, FRESH_MS))
 		{
 			*link = lookup->next;
 			lookup_free(lookup);
 			continue;
 		}
-		if (wanted)
+		if (strcmp(lookup->host, host) == 0)
 			found = lookup;
 		link = &lookup->next;
 	}
@@ -130,7 +133,7 @@ lookups_reap(const char *host, TimestampTz now, int *running)
 }
 
 static Lookup *
-lookup_start(const char *host, TimestampTz now, const char **error)
+lookup_start(const char *host, const char **error)
 {
 	size_t		len = strlen(host) + 1;
 	Lookup	   *lookup = calloc(1, offsetof(Lookup, host) + len);
@@ -143,7 +146,6 @@ lookup_start(const char *host, TimestampTz now, const char **error)
 		return NULL;
 	}
 	memcpy(lookup->host, host, len);
-	lookup->started = now;
 	fill_hints(&lookup->hints, 0);
 	lookup->request.ar_name = lookup->host;
 	lookup->request.ar_request = &lookup->hints;
@@ -202,7 +204,7 @@ outbox_resolve(const char *host, int port, TimestampTz now,
 			*error = "too many name look-ups are still running";
 			return OUTBOX_RESOLVE_FAILED;
 		}
-		lookup = lookup_start(host, now, error);
+		lookup = lookup_start(host, error);
 		if (lookup == NULL)
 			return OUTBOX_RESOLVE_FAILED;
 	}
