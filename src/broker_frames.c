@@ -234,6 +234,7 @@ outbox_broker_decode(OutboxBroker *broker, OutboxBrokerEvent *event)
 
 	for (;;)
 	{
+		bool		is_event;
 		size_t		len = input->end - input->start;
 
 		if (len == 0)
@@ -263,10 +264,12 @@ outbox_broker_decode(OutboxBroker *broker, OutboxBrokerEvent *event)
 			continue;
 		}
 		input->start += frame.length;
-		if (handle_frame(broker, &frame, event))
-			return true;
+		is_event = handle_frame(broker, &frame, event);
+		/* Also where each frame that is answered is an event. */
 		if (broker->control.end - broker->control.start > OUTBOX_BROKER_CONTROL_MAX)
 			outbox_broker_violation(broker, "it does not read what we answer");
+		if (is_event)
+			return true;
 	}
 }
 

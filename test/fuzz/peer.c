@@ -747,9 +747,11 @@ strike_blocks(void)
 static void
 strike_flood(void)
 {
+	bool		in_turn = one_in(dice, 2);	/* then each is an event */
+
 	wire.capacity = random_from(dice, 64, 4096);
 	for (int i = 0; i < 8000; i++)
-		put_flow(&say, one_in(dice, 2));
+		put_flow(&say, in_turn ? i % 2 == 1 : one_in(dice, 2));
 	manner = AFTERWARDS_DEAF;
 	must_end = true;
 }
