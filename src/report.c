@@ -124,12 +124,22 @@ show_activity(OutboxSlot *slot)
 						   activity);
 }
 
+/* The name of the broker as text of this database: that of its virtual host is UTF-8. */
+static const char *
+broker_name(const OutboxConnections *connections)
+{
+	static char name[OUTBOX_BROKER_LEN];
+
+	strlcpy(name, outbox_connections_broker_name(connections), sizeof(name));
+	outbox_fit_encoding(name);
+	return name;
+}
+
 static void
 show_broker(OutboxSlot *slot, const OutboxConnections *connections)
 {
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	strlcpy(slot->broker, outbox_connections_broker_name(connections), OUTBOX_BROKER_LEN);
-	outbox_fit_encoding(slot->broker);
+	strlcpy(slot->broker, broker_name(connections), OUTBOX_BROKER_LEN);
 	slot->connected_since = outbox_connections_since(connections);
 	LWLockRelease(outbox_shared->lock);
 }
@@ -138,7 +148,7 @@ static void
 log_connected(const OutboxConnections *connections)
 {
 	ereport(LOG, (errmsg("outbox: connected to RabbitMQ at \"%s\"",
-						 outbox_connections_broker_name(connections))));
+						 broker_name(connections))));
 	in_doubt = false;
 	memset(&connection_troubles, 0, sizeof(connection_troubles));
 }
@@ -171,7 +181,7 @@ log_blocked(const OutboxConnections *connections)
 	{
 		blocked_logged = false;
 		ereport(LOG, (errmsg("outbox: RabbitMQ at \"%s\" allows publishing again",
-							 outbox_connections_broker_name(connections))));
+							 broker_name(connections))));
 	}
 	if (blocked_why[0] == '\0' || blocked_logged)
 		return;
@@ -263,7 +273,7 @@ outbox_report_event(OutboxSlot *slot, const OutboxBrokerEvent *event,
 		case OUTBOX_EVENT_BLOCKED:
 			snprintf(blocked_why, sizeof(blocked_why),
 					 "RabbitMQ at \"%s\" has blocked publishing: %s",
-					 outbox_connections_broker_name(connections), event->text);
+					 broker_name(connections), event->text);
 			outbox_report_error(slot, blocked_why);
 			break;
 		case OUTBOX_EVENT_RETURN:

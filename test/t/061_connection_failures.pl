@@ -117,7 +117,7 @@ sub make_case
 		at => $args{at} // [ map { '127.0.0.1:' . $_->port } @$fakes ],
 		settings => [ "outbox.uri = '$uri'", $args{setting} // (), $RETRIES ],
 		sent => [],
-		%args{qw(orders error messages size growing state then)}
+		%args{qw(orders error messages size growing state then create)}
 	};
 }
 
@@ -260,7 +260,12 @@ my ($dead, $first, $second, $flapping) = map { Outbox::FakeBroker->new } 1 .. 4;
 $dead->behave(down => 1);
 my $next = make_case('next', fakes => [ $dead, $second ]);
 my $moving = make_case('moving', fakes => [ $first, $second ]);
-my $alarms = make_case('alarms', fakes => [$flapping]);
+# whose virtual host has a name that its encoding does not know
+my $alarms = make_case(
+	'alarms',
+	fakes => [$flapping],
+	uri => $flapping->uri . '%C3%BC',
+	create => q{ENCODING 'EUC_JP' LOCALE 'C' TEMPLATE template0});
 my $password = make_case('password', uri => "amqp://stranger\@$endpoint/");
 my $vhost = make_case('vhost', uri => "amqp://guest\@$endpoint/nope");
 my $blocked = make_case('blocked', uri => "amqp://guest\@$endpoint/");
@@ -299,7 +304,7 @@ sub settings
 	return map { "ALTER DATABASE $case->{database} SET $_;\n" } @settings;
 }
 $node->safe_psql('postgres', join '',
-	(map { ("CREATE DATABASE $_->{database} $strategy;\n", settings($_, @{ $_->{settings} })) }
+	(map { ("CREATE DATABASE $_->{database} $strategy @{[ $_->{create} // '' ]};\n", settings($_, @{ $_->{settings} })) }
 		@all, @real),
 	map { "CREATE DATABASE other$_ $strategy;\n" } 1 .. 3);
 in_each('CREATE EXTENSION outbox;', @all);
@@ -342,6 +347,10 @@ for my $blocks (1, 0, 1, 0, 1)
 		'SELECT state FROM outbox.status', dbname => 'alarms', poll_ms => 10,
 		expected => $blocks ? 'blocked' : 'idle');
 }
+
+is($node->status('last_error', 'alarms'),
+	'RabbitMQ at "127.0.0.1:' . $flapping->port . '/??" has blocked publishing: low on memory',
+	'what the database cannot write is replaced');
 
 my $seen = wait_failing($TRIES, @cases, $password, $vhost);
 for my $case (@cases, $password, $vhost)
@@ -478,8 +487,8 @@ wait_until('the log to say so', sub { !grep { $_ == 0 } connections_logged() }, 
 is_deeply([ connections_logged() ], [ map { 1 } @one ], 'and each is called connected again, once');
 wait_until(
 	'an alarm that stays to get into the log',
-	sub { 3 <= (() = log_lines($flapping->port . '/" ')) }, 15);
-is(scalar(() = log_lines($flapping->port . '/" ')), 3,
+	sub { 3 <= (() = log_lines($flapping->port . '/??" ')) }, 15);
+is(scalar(() = log_lines($flapping->port . '/??" ')), 3,
 	'of an alarm that comes and goes the log has the beginning, and what stays');
 
 #
