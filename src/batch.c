@@ -99,9 +99,16 @@ find_key(OutboxBatch *batch, OutboxBytes key, bool create)
 	{
 		result->entries = result->turns = result->waiting = 0;
 		result->refused = result->behind = 0;
+		result->without_queue = 0;
 		result->first_waiting = result->last_waiting = OUTBOX_NO_ENTRY;
 	}
 	return result;
+}
+
+OutboxKey *
+outbox_batch_find_key(OutboxBatch *batch, OutboxBytes key)
+{
+	return find_key(batch, key, false);
 }
 
 bool
@@ -179,10 +186,11 @@ take_from_list(OutboxBatch *batch, uint64 *first)
 }
 
 static void
-give_turn(OutboxEntry *entry)
+give_turn(OutboxBatch *batch, OutboxEntry *entry)
 {
 	entry->has_turn = true;
-	entry->key->turns++;
+	if (++entry->key->turns > 1)
+		batch->several_per_key = true;
 }
 
 static void
@@ -204,7 +212,7 @@ outbox_batch_take_turn(OutboxBatch *batch, uint64 index)
 		settle_behind(entry);
 	else if (has_turn(key))
 	{
-		give_turn(entry);
+		give_turn(batch, entry);
 		return true;
 	}
 	else if (key->waiting >= WAITING_PER_KEY || batch->waiting >= WAITING_IN_ALL)
@@ -327,7 +335,7 @@ pass_on_turn(OutboxBatch *batch, OutboxEntry *entry)
 			settle_behind(outbox_batch_entry(batch, next));
 		else
 		{
-			give_turn(outbox_batch_entry(batch, next));
+			give_turn(batch, outbox_batch_entry(batch, next));
 			append_to_list(batch, &batch->first_ready, &batch->last_ready, next);
 		}
 	}

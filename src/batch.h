@@ -58,6 +58,7 @@ typedef struct OutboxKey
 	int			refused;		/* settled, not taken by the broker, not recorded */
 	int			behind;			/* settled as OUTBOX_BEHIND, not recorded */
 	int			waiting;		/* entries waiting for their turn */
+	uint64		without_queue;	/* in deferred, as of that OutboxPublisher.queues_version */
 	uint64		first_waiting;	/* they, in order ... */
 	uint64		last_waiting;	/* ... linked by next_waiting */
 } OutboxKey;
@@ -125,6 +126,7 @@ typedef struct OutboxBatch
 	int			in_flight;		/* on all channels, as are the bytes */
 	Size		in_flight_bytes;
 	int			waiting;		/* for a turn in their key */
+	bool		several_per_key;	/* were in flight at a time, since the beginning */
 	struct HTAB *keys;
 	struct HTAB *from_deferred;	/* ids of deferred that must not be picked now */
 } OutboxBatch;
@@ -200,6 +202,9 @@ extern void outbox_batch_pop(OutboxBatch *batch);
 
 /* Is the oldest entry settled, and past the gate? */
 extern bool outbox_batch_head_settled(OutboxBatch *batch);
+
+/* What the batch holds of an ordering key, NULL: nothing. */
+extern OutboxKey *outbox_batch_find_key(OutboxBatch *batch, OutboxBytes key);
 
 /* Is there one of its key, settled and not recorded, that it must stay behind? */
 extern bool outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key);

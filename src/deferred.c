@@ -248,14 +248,14 @@ outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touched)
 }
 
 void
-outbox_deferred_promote(OutboxTouchedKeys *touched)
+outbox_deferred_promote(OutboxTouchedKeys *touched, bool several_per_key)
 {
 	Datum		args[1];
 
 	if (touched->keys == NULL)
 		return;
 	args[0] = as_array(touched->keys);
-	if (outbox_in_flight_per_key > 1)
+	if (several_per_key)
 	{
 		(void) outbox_query_run(&demote_query, args);
 		outbox_query_done();
@@ -265,7 +265,7 @@ outbox_deferred_promote(OutboxTouchedKeys *touched)
 }
 
 void
-outbox_deferred_promote_some(char *from)
+outbox_deferred_promote_some(char *from, bool several_per_key)
 {
 	OutboxTouchedKeys queued = {NULL};
 	MemoryContext context = CurrentMemoryContext;
@@ -283,7 +283,7 @@ outbox_deferred_promote_some(char *from)
 		strlcpy(from, SPI_getvalue(SPI_tuptable->vals[rows - 1], SPI_tuptable->tupdesc, 1),
 				OUTBOX_KEY_SIZE);
 	outbox_query_done();
-	outbox_deferred_promote(&queued);
+	outbox_deferred_promote(&queued, several_per_key);
 }
 
 /* The ids that a query returns, in the current context. */

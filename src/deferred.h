@@ -78,16 +78,18 @@ extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touc
 /*
  * Make the first message of each touched queue due, if it still waits behind
  * another. One that somebody has locked is left to
- * outbox_deferred_promote_some().
+ * outbox_deferred_promote_some().  several_per_key: then others of it may be due, too,
+ * and have to wait behind it; as some keys had several in flight, perhaps before
+ * outbox.in_flight_per_key was lowered.
  */
-extern void outbox_deferred_promote(OutboxTouchedKeys *touched);
+extern void outbox_deferred_promote(OutboxTouchedKeys *touched, bool several_per_key);
 
 /*
  * The same for queues that nobody has touched, since somebody may have locked or deleted
  * the first of one: those of some keys, beginning with `from` (OUTBOX_KEY_SIZE), which is
  * moved on, and is "" again after the last.  There may be a million of them.
  */
-extern void outbox_deferred_promote_some(char *from);
+extern void outbox_deferred_promote_some(char *from, bool several_per_key);
 
 /* A set of ids, in order. */
 typedef struct OutboxIds

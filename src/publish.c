@@ -242,13 +242,41 @@ send_again(OutboxPublisher *publisher, uint64 index)
 	outbox_message_fetch_end(fetch);
 }
 
-/* Does an earlier message of its key wait in deferred, as recorded? */
+void
+outbox_publish_queues_changed(OutboxPublisher *publisher)
+{
+	publisher->check_queues = true;
+	publisher->queues_version++;
+}
+
+/*
+ * Do earlier messages of an ordering key wait in deferred, as recorded?  That they do not
+ * holds until the next record, and may take long to find: while somebody holds a snapshot
+ * all that ever waited is in the way.  So it is not asked for each message.
+ */
+static bool
+has_queue(OutboxPublisher *publisher, OutboxBytes name)
+{
+	OutboxKey  *key;
+
+	if (!publisher->check_queues)
+		return false;
+	key = outbox_batch_find_key(publisher->batch, name);
+	if (key != NULL && key->without_queue == publisher->queues_version)
+		return false;
+	if (outbox_deferred_has_queue(name))
+		return true;
+	if (key != NULL)
+		key->without_queue = publisher->queues_version;
+	return false;
+}
+
 static bool
 has_queue_before_it(OutboxPublisher *publisher, const OutboxKey *key)
 {
 	OutboxBytes name = {key->key, strlen(key->key)};
 
-	return publisher->check_queues && outbox_deferred_has_queue(name);
+	return has_queue(publisher, name);
 }
 
 /*
@@ -319,7 +347,7 @@ belongs_behind(OutboxPublisher *publisher, const OutboxMessage *message)
 {
 	return message->ordering_key.data != NULL &&
 		(outbox_batch_key_is_blocked(publisher->batch, message->ordering_key) ||
-		 (publisher->check_queues && outbox_deferred_has_queue(message->ordering_key)));
+		 has_queue(publisher, message->ordering_key));
 }
 
 OutboxTaken
@@ -363,7 +391,7 @@ drain_queue(OutboxPublisher *publisher, OutboxBreaker *breaker, bool all_recorde
 	if (breaker->taken >= breaker->allowance)
 		return false;
 	picked = outbox_pick_waiting(&breaker->destination, &breaker->place,
-								 Min(*budget, breaker->allowance - breaker->taken),
+								 Min(Min(*budget, MAX_ROWS_PER_SESSION), breaker->allowance - breaker->taken),
 								 batch->from_deferred, outbox_publish_deferred, publisher);
 	*budget = picked.full ? 0 : *budget - picked.count;
 	breaker->taken += picked.count;

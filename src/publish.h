@@ -21,7 +21,8 @@ typedef struct OutboxPublisher
 	OutboxBreakers *breakers;
 	MemoryContext scratch;		/* one message at a time; reset after each */
 	TimestampTz now;			/* of this turn */
-	bool		check_queues;	/* some ordering key has a queue in deferred */
+	bool		check_queues;	/* some ordering key may have a queue in deferred */
+	uint64		queues_version; /* counts the changes of them */
 } OutboxPublisher;
 
 #define OUTBOX_UNSENDABLE_TEXT \
@@ -43,6 +44,9 @@ extern bool outbox_publish_gate_open(OutboxPublisher *publisher);
  * in runs, to refill in runs.
  */
 extern bool outbox_publish_has_room(OutboxPublisher *publisher);
+
+/* Deferred was changed, and with it perhaps which ordering keys have a queue there. */
+extern void outbox_publish_queues_changed(OutboxPublisher *publisher);
 
 /* Entries that were read before are to be sent (again). */
 extern bool outbox_publish_has_unsent(OutboxPublisher *publisher);

@@ -187,17 +187,27 @@ append_copy(List *list, const OutboxEntry *entry)
 	return lappend(list, copy);
 }
 
-/* Replace the leftover of earlier times, some of which `kept` points to. */
 static void
-keep_leftover(OutboxRecorder *recorder, List *kept)
+add_leftover(OutboxRecorder *recorder, const List *kept)
 {
 	MemoryContext old = MemoryContextSwitchTo(recorder->batch->context);
-	List	   *leftover = NIL;
 	ListCell   *lc;
 
 	foreach(lc, kept)
-		leftover = append_copy(leftover, lfirst(lc));
-	foreach(lc, recorder->leftover)
+		recorder->leftover = append_copy(recorder->leftover, lfirst(lc));
+	MemoryContextSwitchTo(old);
+}
+
+/* Replace the leftover of earlier times, some of which `kept` points to. */
+static void
+keep_leftover(OutboxRecorder *recorder, const List *kept)
+{
+	List	   *earlier = recorder->leftover;
+	ListCell   *lc;
+
+	recorder->leftover = NIL;
+	add_leftover(recorder, kept);
+	foreach(lc, earlier)
 	{
 		OutboxEntry *entry = lfirst(lc);
 
@@ -205,9 +215,7 @@ keep_leftover(OutboxRecorder *recorder, List *kept)
 			pfree(entry->error);
 		pfree(entry);
 	}
-	list_free(recorder->leftover);
-	recorder->leftover = leftover;
-	MemoryContextSwitchTo(old);
+	list_free(earlier);
 }
 
 void
@@ -222,7 +230,7 @@ outbox_record_add(OutboxRecorder *recorder, const OutboxEntry *entry)
 }
 
 static void
-carry_out(AsideWork *work)
+carry_out(AsideWork *work, bool several_per_key)
 {
 	OutboxTouchedKeys touched = {NULL};
 
@@ -235,7 +243,7 @@ carry_out(AsideWork *work)
 	outbox_dead_letter_bury(&work->bury_deferred, &touched);
 	outbox_deferred_delete(work->confirmed, &touched);
 	/* Last: now each queue is as it will be. */
-	outbox_deferred_promote(&touched);
+	outbox_deferred_promote(&touched, several_per_key);
 }
 
 /*
@@ -287,18 +295,21 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 	AsideWork	work = {.now = now, .breakers = recorder->breakers};
 	ArrayBuildState *ids = NULL;
 	ListCell   *lc;
+	/* An operator may have locked very many: not all of them in each record. */
+	bool		retry_leftover = recorder->leftover == NIL || recorder->leftover_due <= now;
+	List	   *leftover = retry_leftover ? recorder->leftover : NIL;
 	uint64		end;
 	bool		more;
 
 	OUTBOX_FAULTPOINT("record-before");
-	foreach(lc, recorder->leftover)
+	foreach(lc, leftover)
 		ids = accumArrayResult(ids, Int64GetDatum(((OutboxEntry *) lfirst(lc))->id),
 							   false, INT8OID, CurrentMemoryContext);
 	end = end_of_settled(batch, &ids, &more);
 	if (ids != NULL)
 		outbox_deferred_lock(ids, &work.locked, &work.present);
 
-	foreach(lc, recorder->leftover)
+	foreach(lc, leftover)
 		classify_deferred(recorder, &work, lfirst(lc));
 	for (uint64 index = batch->head; index < end; index++)
 	{
@@ -312,10 +323,12 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 			outbox_cursor_settle(recorder->cursor, entry->window, entry->id);
 		}
 	}
-	if (recorder->leftover != NIL || work.kept != NIL)
+	if (leftover != NIL)
 		keep_leftover(recorder, work.kept);
+	else
+		add_leftover(recorder, work.kept);
 	if (work.count > 0)
-		carry_out(&work);
+		carry_out(&work, batch->several_per_key);
 	OUTBOX_FAULTPOINT("record-set-aside");
 	outbox_cursor_position(recorder->cursor, &recorder->position);
 	outbox_progress_store(&recorder->position);
@@ -325,6 +338,7 @@ outbox_record(OutboxRecorder *recorder, TimestampTz now)
 		outbox_batch_pop(batch);
 	/* What one transaction could not hold goes on at once. */
 	recorder->recorded_at = more ? 0 : now;
-	recorder->leftover_due = TimestampTzPlusMilliseconds(now, LEFTOVER_INTERVAL_MS);
+	if (retry_leftover)
+		recorder->leftover_due = TimestampTzPlusMilliseconds(now, LEFTOVER_INTERVAL_MS);
 	return work.count > 0;
 }

@@ -18,7 +18,7 @@ typedef struct OutboxRecorder
 	OutboxProgress position;	/* as last stored */
 	List	   *leftover;		/* OutboxEntry: rows of deferred that are settled, and are
 								 * in the batch no more, or never were */
-	TimestampTz leftover_due;
+	TimestampTz leftover_due;	/* try them again, not before */
 	TimestampTz recorded_at;
 } OutboxRecorder;
 

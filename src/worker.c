@@ -63,8 +63,9 @@
 #define LOCKED_RETRY_MS		100		/* somebody has locked our tables */
 #define LOCKED_TOLD_MS		1000	/* and has done so for long */
 #define LOCKED_TEXT			"somebody has locked the tables of the extension, or waits to"
-#define REVIEW_SHARE		20		/* look at all that is due for a twentieth of the time */
-#define REVIEW_MAX_MS		60000	/* but once in so long */
+/* Rows that are gone lie in the way while somebody holds a snapshot: */
+#define LOOK_SHARE			20		/* pass over them for a twentieth of the time */
+#define LOOK_MAX_MS			60000	/* but once in so long */
 #define GATE_POLL_MAX_MS	50		/* look at the standbys again, after 1 ms at first */
 
 typedef struct Worker
@@ -79,13 +80,14 @@ typedef struct Worker
 
 	bool		hungry;			/* there may be something to read */
 	bool		leaving;
-	bool		drain_first;	/* before what is new */
+	int			first_source;	/* of messages, see sources[] */
 	bool		emptying_due;	/* progress was recorded since the last attempt */
 	TimestampTz now;
 	TimestampTz next_poll;
 	TimestampTz next_due;		/* of deferred */
 	OutboxDuePlace due_after;	/* what was due up to here is taken up */
 	TimestampTz next_review;	/* look at all that is due, not before */
+	TimestampTz next_check;		/* see whether there are queues still, not before */
 	char		promote_from[OUTBOX_KEY_SIZE];	/* ordering key */
 	TimestampTz next_upkeep;
 	TimestampTz locked_until;	/* our tables were locked: not before */
@@ -203,10 +205,19 @@ watch_gate(void)
 
 /* What waits for destinations that work again. */
 static void
-drain(void)
+take_draining(void)
 {
 	if (outbox_breakers_drain_due(worker->publisher.breakers))
 		outbox_publish_drain(&worker->publisher, may_fill(), worker->recorder.leftover == NIL);
+}
+
+/* When to look again at what took from `start` until now. */
+static TimestampTz
+next_look(TimestampTz start)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return now + Min(LOOK_SHARE * (now - start), LOOK_MAX_MS * INT64CONST(1000));
 }
 
 /* What is due in deferred. */
@@ -217,30 +228,42 @@ take_due(void)
 	bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
 	TimestampTz start = GetCurrentTimestamp();
 
+	if (worker->next_due > worker->now)
+		return;
 	worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
 									   publisher->batch->from_deferred,
 									   outbox_publish_deferred, publisher);
 	if (is_review)
-		worker->next_review = worker->now +
-			Min(REVIEW_SHARE * (GetCurrentTimestamp() - start), REVIEW_MAX_MS * INT64CONST(1000));
+		worker->next_review = next_look(start);
 }
 
-/* That, and what has committed. */
+/* What has committed. */
+static void
+take_new(void)
+{
+	OutboxPublisher *publisher = &worker->publisher;
+	bool		is_new;
+
+	if (!may_fill())
+		return;
+	/* The rest of an old window says nothing about what has committed since. */
+	is_new = outbox_cursor_at_end(publisher->cursor);
+	worker->hungry = outbox_publish_fill(publisher) > 0 || !is_new ||
+		!outbox_cursor_at_end(publisher->cursor);
+}
+
+/* Of large messages, any of them may take all the room: each goes first in turn. */
+static void (*const sources[]) (void) = {take_due, take_new, take_draining};
+
 static void
 read_on(void)
 {
-	OutboxPublisher *publisher = &worker->publisher;
+	uint64		tail = worker->publisher.batch->tail;
 
-	if (worker->next_due <= worker->now)
-		take_due();
-	if (may_fill())
-	{
-		/* The rest of an old window says nothing about what has committed since. */
-		bool		is_new = outbox_cursor_at_end(publisher->cursor);
-
-		worker->hungry = outbox_publish_fill(publisher) > 0 || !is_new ||
-			!outbox_cursor_at_end(publisher->cursor);
-	}
+	for (int i = 0; i < lengthof(sources); i++)
+		sources[(worker->first_source + i) % lengthof(sources)] ();
+	if (worker->publisher.batch->tail > tail)
+		worker->first_source = (worker->first_source + 1) % lengthof(sources);
 }
 
 static void
@@ -259,18 +282,7 @@ publish(void)
 
 	outbox_publish_unsent(publisher);
 	if (!outbox_publish_has_unsent(publisher))
-	{
-		uint64		tail = publisher->batch->tail;
-
-		/* Of large messages, either may take all the room: each goes first in turn. */
-		if (worker->drain_first)
-			drain();
 		read_on();
-		if (!worker->drain_first)
-			drain();
-		if (publisher->batch->tail > tail)
-			worker->drain_first = !worker->drain_first;
-	}
 	outbox_publish_shut_gate(publisher, first);
 	outbox_session_commit();
 }
@@ -311,6 +323,18 @@ record_due(void)
 	return outbox_record_due(&worker->recorder);
 }
 
+/* Are there queues of ordering keys still? */
+static void
+look_for_queues(void)
+{
+	TimestampTz start = GetCurrentTimestamp();
+
+	if (!worker->publisher.check_queues || worker->next_check > worker->now)
+		return;
+	worker->publisher.check_queues = outbox_deferred_has_queues();
+	worker->next_check = next_look(start);
+}
+
 static void
 record_progress(void)
 {
@@ -320,9 +344,10 @@ record_progress(void)
 		return;
 	if (outbox_record(&worker->recorder, worker->now))
 	{
-		worker->publisher.check_queues = outbox_deferred_has_queues();
+		outbox_publish_queues_changed(&worker->publisher);
 		worker->next_due = worker->now;
 	}
+	look_for_queues();
 	outbox_session_commit();
 	OUTBOX_FAULTPOINT("record-committed");
 	worker->publisher.breakers->drain_due = true;
@@ -376,7 +401,8 @@ read_control(void)
 		worker->leaving = true;
 	/* Somebody may have locked or deleted the message that others wait behind. */
 	if (worker->publisher.check_queues)
-		outbox_deferred_promote_some(worker->promote_from);
+		outbox_deferred_promote_some(worker->promote_from,
+									 worker->publisher.batch->several_per_key);
 	outbox_breakers_load(worker->publisher.breakers);
 	/* Somebody may have made something due. */
 	if (changed != worker->control_seen || worker->next_review <= worker->now)
@@ -522,6 +548,7 @@ follow_clock(TimestampTz back)
 	worker->locked_since -= worker->locked_since > 0 ? back : 0;
 	worker->next_gate -= back;
 	worker->next_review -= back;
+	worker->next_check -= back;
 	worker->recorder.recorded_at -= back;
 	worker->recorder.leftover_due -= back;
 	outbox_connections_follow_clock(worker->publisher.connections, back);
@@ -632,7 +659,7 @@ begin_where_recorded(void)
 	publisher->batch = outbox_batch_create(context);
 	publisher->breakers = outbox_breakers_create(context);
 	publisher->scratch = AllocSetContextCreate(context, "outbox message", ALLOCSET_DEFAULT_SIZES);
-	publisher->check_queues = outbox_deferred_has_queues();
+	outbox_publish_queues_changed(publisher);	/* before us */
 	/* Before anything can be published: it may be paused, or a copy. */
 	read_control();
 	worker->recorder.batch = publisher->batch;
@@ -689,6 +716,7 @@ run(void)
 	}
 	collect_confirms();
 	outbox_batch_end_waiting(worker->publisher.batch);
+	worker->recorder.leftover_due = worker->now;
 	record_everything();
 	leave();
 }

@@ -1,5 +1,6 @@
 # Proves what must hold while answers are late, or come in an odd order: of several of a
-# key in flight one is refused, and none that has not been sent passes it; a destination
+# key in flight one is refused, and none that has not been sent passes it; or all are, after
+# outbox.in_flight_per_key was lowered, and only the first is tried again; a destination
 # that works again is looked at to the end, also if a message returns to an old place in its
 # queue, and comes to that end while messages for it keep coming and confirms take their time;
 # an ack for what has not been sent counts for nothing; and whoever calls the worker while
@@ -70,6 +71,25 @@ wait_until('the first to be tried again', sub { count_of('first') == 2 }, 20);
 $fake->behave;
 $node->wait_drained(timeout => 20);
 is(join(' ', grep { /first|third/ } arrived()), 'first first third', 'and follows it');
+
+#
+# two in flight are refused when only one may be
+#
+$fake->behave(by_key => { refused => 'return later' });
+enqueue([ 'refused', 1, 'k' ], [ 'refused', 1, 'k' ]);
+$node->wait_for('both to be in flight', 'SELECT in_flight = 2 FROM outbox.status');
+$node->safe_psql('postgres', 'ALTER SYSTEM SET outbox.in_flight_per_key = 1');
+$node->reload;
+# A new session has it when all were told.
+$node->wait_for('the setting to be known', q{SELECT current_setting('outbox.in_flight_per_key') = '1'});
+$fake->behave(by_key => { refused => 'return' });
+$node->wait_for('both to be set aside', 'SELECT deferred = 2 FROM outbox.status');
+is($node->value(q{SELECT count(*) FROM outbox.deferred WHERE due_at < 'infinity'}),
+	1, 'the second waits behind the first');
+$node->safe_psql('postgres', 'ALTER SYSTEM RESET outbox.in_flight_per_key');
+$node->reload;
+$fake->behave;
+$node->wait_drained(timeout => 20);
 
 #
 # while the queue of a destination drains, a message returns to its place in front

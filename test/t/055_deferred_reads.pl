@@ -1,5 +1,6 @@
 # Proves that the worker reads of outbox.deferred what it needs and no more: whatever the
-# statistics say of the table, and once what is due at one moment.
+# statistics say of the table, once what is due at one moment, and the queue of an ordering
+# key not for each message; and that what is due leaves room for what is new.
 
 use strict;
 use warnings FATAL => 'all';
@@ -86,6 +87,51 @@ END
 diag "for them $read rows were read by way of their due time";
 cmp_ok($read, '>=', 5000, 'they are found by their due time');
 cmp_ok($read, '<', 20_000, 'and not read again with each hundred');
+
+#
+# many messages of a key without a queue, while another has one
+#
+$node->safe_psql('postgres', 'CREATE DATABASE hot');
+$node->safe_psql('hot', 'CREATE EXTENSION outbox');
+$node->wait_connected(dbname => 'hot');
+$node->safe_psql('hot', q{SELECT outbox.enqueue('', 'nowhere', 'x'::text, ordering_key => 'cold')});
+$node->wait_for('a queue', 'SELECT pending = 0 AND deferred = 1 FROM outbox.status', dbname => 'hot');
+$node->safe_psql('hot', 'SELECT pg_stat_reset()');
+$node->safe_psql('hot',
+	q{SELECT count(outbox.enqueue('', 'orders', 'x'::text, ordering_key => 'hot')) FROM generate_series(1, 2000)});
+$node->wait_for('them to be delivered', 'SELECT pending = 0 AND confirmed = 2000 FROM outbox.status',
+	dbname => 'hot', timeout => 30);
+another_worker('hot');
+my $looks = $node->value(<<'END', 'hot');
+SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelid = 'outbox.deferred_ordering_key_place_idx'::regclass
+END
+diag "for 2000 messages of a key $looks looks at queues";
+cmp_ok($looks, '>', 0, 'whether it has a queue is looked at');
+cmp_ok($looks, '<', 500, 'and not for each of its messages');
+
+#
+# what is due, and what is new, both large
+#
+$broker->amqp('declare-queue', 'large', 'classic', 'durable');
+my $consumer = $broker->start_consumer('large');
+$node->safe_psql('postgres', 'CREATE DATABASE pool');
+$node->safe_psql('pool', 'CREATE EXTENSION outbox');
+$node->wait_connected(dbname => 'pool');
+$node->safe_psql('pool', <<'END');
+SELECT count(outbox.enqueue('', 'large', repeat('x', 20000), deliver_at => now() + interval '1 day'))
+FROM generate_series(1, 1000)
+END
+$node->wait_for('them to be set aside', 'SELECT pending = 0 AND deferred = 1000 FROM outbox.status', dbname => 'pool');
+$node->safe_psql('pool', 'SELECT outbox.pause()');
+$node->wait_for('the worker to pause', "SELECT state = 'paused' FROM outbox.status", dbname => 'pool');
+my $new = $node->safe_psql('pool', "SELECT outbox.enqueue('', 'large', 'new'::text)");
+$node->safe_psql('pool', 'UPDATE outbox.deferred SET due_at = now(); SELECT outbox.resume()');
+ok($node->wait_drained(dbname => 'pool', timeout => 30), 'all are delivered');
+$consumer->wait_distinct(1001, 20);
+my @order = map { $_->{message_id} } $consumer->received;
+my ($place) = grep { $order[$_] eq $new } 0 .. $#order;
+cmp_ok($place, '<', 500, 'what is new does not wait until all that was due has left');
+$consumer->stop;
 
 $node->stop;
 done_testing();

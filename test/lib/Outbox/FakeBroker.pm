@@ -28,7 +28,8 @@ package Outbox::FakeBroker;
 #	by_key => {ROUTING_KEY => ANSWER}, by_exchange => {EXCHANGE => ANSWER}
 #
 # where ANSWER is 'ack', 'nack', 'return', 'none', 'later' and 'later nack' (when the next
-# orders come), 'slow' (ack after half a second), or [CODE, TEXT]: close the channel.
+# orders come), 'return later' (the return now, its ack then), 'slow' (ack after half a
+# second), or [CODE, TEXT]: close the channel.
 
 use strict;
 use warnings FATAL => 'all';

@@ -369,14 +369,14 @@ sub _message
 			pack('n', $answer->[0]) . _short($answer->[1]) . pack('nn', 60, 40));
 		return;
 	}
-	if ($answer eq 'return')
+	if ($answer =~ /^return/)
 	{
 		_method($fake, $connection, 1, 60, 50,
 			pack('n', 312) . _short('NO_ROUTE') . _short($exchange) . _short($key));
 		_send($fake, $connection, HEADER, 1, $message->{header});
 		_send($fake, $connection, BODY, 1, $_) for @{ $message->{bodies} };
 	}
-	if ($answer =~ /^later/)
+	if ($answer =~ /later/)
 	{
 		push @{ $connection->{later} }, [ $connection->{tag}, $answer eq 'later nack' ];
 	}
