@@ -255,7 +255,7 @@ outbox_deferred_promote(OutboxTouchedKeys *touched, bool several_per_key)
 	if (touched->keys == NULL)
 		return;
 	args[0] = as_array(touched->keys);
-	if (several_per_key)
+	if (several_per_key || outbox_in_flight_per_key > 1)
 	{
 		(void) outbox_query_run(&demote_query, args);
 		outbox_query_done();
@@ -324,12 +324,13 @@ outbox_ids_contain(const OutboxIds *set, int64 id)
 void
 outbox_deferred_lock(ArrayBuildState *ids, OutboxIds *locked, OutboxIds *all)
 {
+	int			count = ids->nelems;	/* as_array() frees it */
 	Datum		args[1];
 
 	args[0] = as_array(ids);
 	*locked = collect_ids(&lock_query, args);
 	*all = *locked;
-	if (locked->count < ids->nelems)
+	if (locked->count < count)
 		*all = collect_ids(&exist_query, args);
 }
 

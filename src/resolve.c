@@ -39,7 +39,7 @@
 #define MAX_LOOKUPS		16
 
 /*
- * A result that nobody has fetched is used if it is asked for within this time: an
+ * A result that nobody has fetched is used within this time since it was asked for: an
  * attempt that it was too late for is made again when all other URIs had theirs.
  */
 #define FRESH_MS		300000
@@ -47,7 +47,7 @@
 typedef struct Lookup
 {
 	struct Lookup *next;
-	TimestampTz finished;		/* as first seen; 0: it was not yet */
+	TimestampTz started;
 	struct gaicb request;		/* read and written by the helper thread */
 	struct addrinfo hints;
 	char		host[FLEXIBLE_ARRAY_MEMBER];
@@ -117,9 +117,7 @@ lookups_reap(const char *host, TimestampTz now, int *running)
 
 		if (gai_error(&lookup->request) == EAI_INPROGRESS)
 			(*running)++;
-		else if (lookup->finished == 0)
-			lookup->finished = now;
-		else if (TimestampDifferenceExceeds(lookup->finished, now, FRESH_MS))
+		else if (TimestampDifferenceExceeds(lookup->started, now, FRESH_MS))
 		{
 			*link = lookup->next;
 			lookup_free(lookup);
@@ -133,7 +131,7 @@ lookups_reap(const char *host, TimestampTz now, int *running)
 }
 
 static Lookup *
-lookup_start(const char *host, const char **error)
+lookup_start(const char *host, TimestampTz now, const char **error)
 {
 	size_t		len = strlen(host) + 1;
 	Lookup	   *lookup = calloc(1, offsetof(Lookup, host) + len);
@@ -146,6 +144,7 @@ lookup_start(const char *host, const char **error)
 		return NULL;
 	}
 	memcpy(lookup->host, host, len);
+	lookup->started = now;
 	fill_hints(&lookup->hints, 0);
 	lookup->request.ar_name = lookup->host;
 	lookup->request.ar_request = &lookup->hints;
@@ -204,7 +203,7 @@ outbox_resolve(const char *host, int port, TimestampTz now,
 			*error = "too many name look-ups are still running";
 			return OUTBOX_RESOLVE_FAILED;
 		}
-		lookup = lookup_start(host, error);
+		lookup = lookup_start(host, now, error);
 		if (lookup == NULL)
 			return OUTBOX_RESOLVE_FAILED;
 	}

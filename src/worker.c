@@ -400,6 +400,7 @@ read_control(void)
 	if (was_foreign && !worker->control.foreign)
 		worker->leaving = true;
 	/* Somebody may have locked or deleted the message that others wait behind. */
+	look_for_queues();
 	if (worker->publisher.check_queues)
 		outbox_deferred_promote_some(worker->promote_from,
 									 worker->publisher.batch->several_per_key);
