@@ -114,7 +114,7 @@ outbox_batch_find_key(OutboxBatch *batch, OutboxBytes key)
 bool
 outbox_batch_key_is_blocked(OutboxBatch *batch, OutboxBytes key)
 {
-	OutboxKey  *found = find_key(batch, key, false);
+	OutboxKey  *found = outbox_batch_find_key(batch, key);
 
 	return found != NULL && found->refused + found->behind > 0;
 }
@@ -128,7 +128,7 @@ has_turn(const OutboxKey *key)
 bool
 outbox_batch_would_wait(OutboxBatch *batch, OutboxBytes key)
 {
-	OutboxKey  *found = find_key(batch, key, false);
+	OutboxKey  *found = outbox_batch_find_key(batch, key);
 
 	return found != NULL && !has_turn(found) && found->waiting < FEW_WAITING;
 }

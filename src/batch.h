@@ -58,9 +58,9 @@ typedef struct OutboxKey
 	int			refused;		/* settled, not taken by the broker, not recorded */
 	int			behind;			/* settled as OUTBOX_BEHIND, not recorded */
 	int			waiting;		/* entries waiting for their turn */
-	uint64		without_queue;	/* in deferred, as of that OutboxPublisher.queues_version */
 	uint64		first_waiting;	/* they, in order ... */
 	uint64		last_waiting;	/* ... linked by next_waiting */
+	uint64		without_queue;	/* in deferred, as of that OutboxPublisher.queues_version */
 } OutboxKey;
 
 typedef struct OutboxEntry

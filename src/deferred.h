@@ -78,9 +78,9 @@ extern void outbox_deferred_delete(ArrayBuildState *ids, OutboxTouchedKeys *touc
 /*
  * Make the first message of each touched queue due, if it still waits behind
  * another. One that somebody has locked is left to
- * outbox_deferred_promote_some().  several_per_key: then others of it may be due, too,
- * and have to wait behind it: some keys had several in flight, perhaps before
- * outbox.in_flight_per_key was lowered.
+ * outbox_deferred_promote_some().  several_per_key: some key had several in flight,
+ * perhaps before outbox.in_flight_per_key was lowered; then others of a queue may be due
+ * as well, and have to wait behind the first.
  */
 extern void outbox_deferred_promote(OutboxTouchedKeys *touched, bool several_per_key);
 

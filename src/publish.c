@@ -271,14 +271,6 @@ has_queue(OutboxPublisher *publisher, OutboxBytes name)
 	return false;
 }
 
-static bool
-has_queue_before_it(OutboxPublisher *publisher, const OutboxKey *key)
-{
-	OutboxBytes name = {key->key, strlen(key->key)};
-
-	return has_queue(publisher, name);
-}
-
 /*
  * What is recorded left the batch at the front, so a queue in deferred is
  * always of messages before those in the batch, unless they were taken from
@@ -288,8 +280,9 @@ static void
 try_again(OutboxPublisher *publisher, uint64 index)
 {
 	OutboxEntry *entry = outbox_batch_entry(publisher->batch, index);
+	const char *key = entry->key ? entry->key->key : NULL;
 
-	if (entry->key && !entry->in_queue && has_queue_before_it(publisher, entry->key))
+	if (key && !entry->in_queue && has_queue(publisher, (OutboxBytes) {key, strlen(key)}))
 		outbox_batch_settle(publisher->batch, index, OUTBOX_BEHIND, NULL);
 	else if (outbox_batch_take_turn(publisher->batch, index))
 		send_again(publisher, index);

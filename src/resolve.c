@@ -18,9 +18,9 @@
  *
  *		A look-up that has begun cannot be cancelled. Therefore it lives in
  *		malloc()ed memory, in a list that outlasts attempts, contexts and
- *		broker objects, until a later call finds it finished; and there is
- *		never more than one per name, so that silent nameservers cannot pile up
- *		threads.
+ *		broker objects, until a later attempt takes its result, or it is too old for
+ *		that; and there is never more than one per name, so that silent
+ *		nameservers cannot pile up threads.
  *
  *		Never here: waiting, palloc, ereport.
  */

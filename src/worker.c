@@ -226,10 +226,11 @@ take_due(void)
 {
 	OutboxPublisher *publisher = &worker->publisher;
 	bool		is_review = worker->due_after.due_at == DT_NOBEGIN;
-	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz start;
 
 	if (worker->next_due > worker->now)
 		return;
+	start = GetCurrentTimestamp();
 	worker->next_due = outbox_pick_due(worker->now, &worker->due_after,
 									   publisher->batch->from_deferred,
 									   outbox_publish_deferred, publisher);
@@ -327,10 +328,11 @@ record_due(void)
 static void
 look_for_queues(void)
 {
-	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz start;
 
 	if (!worker->publisher.check_queues || worker->next_check > worker->now)
 		return;
+	start = GetCurrentTimestamp();
 	worker->publisher.check_queues = outbox_deferred_has_queues();
 	worker->next_check = next_look(start);
 }
@@ -399,8 +401,8 @@ read_control(void)
 	/* adopt() moved the recorded position: begin anew from there. */
 	if (was_foreign && !worker->control.foreign)
 		worker->leaving = true;
-	/* Somebody may have locked or deleted the message that others wait behind. */
 	look_for_queues();
+	/* Somebody may have locked or deleted the message that others wait behind. */
 	if (worker->publisher.check_queues)
 		outbox_deferred_promote_some(worker->promote_from,
 									 worker->publisher.batch->several_per_key);
