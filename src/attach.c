@@ -8,6 +8,12 @@
  *		Called once each, in this order, at the start of the worker; each may
  *		end the process. On exit the slot is given back, and the launcher told.
  *
+ *		The slot is taken before the process is connected to the database, and
+ *		given back when it is among the processes of the server no longer: to
+ *		DROP DATABASE WITH (FORCE), which waits for nobody, a worker that is
+ *		just starting or leaving would be a session that its owner may not end.
+ *		utility.c waits for the slot.
+ *
  *		Must agree: launcher.c, which counts each start as a failure in
  *		advance; the worker takes that back if it has lasted or leaves in
  *		order.
@@ -23,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "attach.h"
+#include "faultpoint.h"
 #include "report.h"
 
 #define HEALTHY_MS			30000	/* a start that lasts so long was no failure */
@@ -54,17 +61,23 @@ detach(int code, Datum arg)
 	}
 	LWLockRelease(outbox_shared->lock);
 	outbox_shmem_wake_launcher();
+	OUTBOX_FAULTPOINT("worker-detached");
 }
 
-/* Take the slot of this database; leave if there is no place for this process. */
+/*
+ * Take the slot of a database; leave if there is no place for this process.
+ * On entry: not connected yet. What is registered first with on_shmem_exit is
+ * called last, so after connecting has registered how to leave the array of
+ * processes it would be too late.
+ */
 OutboxSlot *
-outbox_attach(void)
+outbox_attach(Oid dboid)
 {
 	OutboxSlot *slot;
 
 	started_at = GetCurrentTimestamp();
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	slot = outbox_shmem_find(MyDatabaseId);
+	slot = outbox_shmem_find(dboid);
 	if (slot == NULL || slot->pid != 0 || slot->quiesced_by != 0)
 	{
 		LWLockRelease(outbox_shared->lock);
@@ -77,7 +90,7 @@ outbox_attach(void)
 	slot->looked = false;
 	slot->state = OUTBOX_WORKER_STARTING;
 	LWLockRelease(outbox_shared->lock);
-	before_shmem_exit(detach, (Datum) 0);
+	on_shmem_exit(detach, (Datum) 0);
 	return slot;
 }
 

@@ -7,8 +7,8 @@
 
 #include "shmem.h"
 
-/* Take the slot of this database; ends the process if there is no place for it. */
-extern OutboxSlot *outbox_attach(void);
+/* Before connecting: take the slot of a database; ends the process if there is no place for it. */
+extern OutboxSlot *outbox_attach(Oid dboid);
 
 /* End the process unless this database has the extension; in no transaction. */
 extern void outbox_require_extension(void);

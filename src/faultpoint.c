@@ -8,6 +8,7 @@
  *		the action out: so it happens once, across a crash restart too.  The
  *		renamed file gets the time of the fault, in microseconds since 1970.
  *
+ *			wait	half a second, blocked
  *			kill	SIGKILL to the process itself: the postmaster restarts the cluster
  *			oom		the error that palloc() raises
  *			SQLSTATE	an error of that class, such as 53100 for a full disk
@@ -15,8 +16,8 @@
  *		A server looks for the file only if OUTBOX_FAULTPOINTS is set in its
  *		environment; in any other a point costs the test of a variable.
  *
- *		On entry: any process, inside a transaction callback too, where only
- *		kill is to be asked for.
+ *		On entry: any process, inside a transaction callback or at its end too,
+ *		where no error is to be asked for.
  */
 #include "pgcompat.h"
 
@@ -27,6 +28,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ARMED_FILE	"outbox.faultpoint"
@@ -77,6 +79,14 @@ carry_out(const char *name, const char *action)
 {
 	const char *c = action;
 
+	if (strcmp(action, "wait") == 0)
+	{
+		struct timespec left = {.tv_nsec = 500 * 1000000};
+
+		while (nanosleep(&left, &left) != 0 && errno == EINTR)
+			;
+		return;
+	}
 	if (strcmp(action, "kill") == 0)
 	{
 		kill(getpid(), SIGKILL);

@@ -704,7 +704,6 @@ record_everything(void)
 static void
 run(void)
 {
-	worker->slot = outbox_attach();
 	outbox_require_extension();
 	outbox_require_publisher_lock();
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -732,8 +731,10 @@ outbox_worker_main(Datum main_arg)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);		/* until there is something to end in order */
 	BackgroundWorkerUnblockSignals();
-	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
 	worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
+	worker->slot = outbox_attach(dboid);
+	BackgroundWorkerInitializeConnectionByOid(dboid, InvalidOid, 0);
+	OUTBOX_FAULTPOINT("worker-connected");
 
 	PG_TRY();
 	{
@@ -747,8 +748,7 @@ outbox_worker_main(Datum main_arg)
 		MemoryContextSwitchTo(TopMemoryContext);
 		error = CopyErrorData();
 		LWLockReleaseAll();		/* it may have come while we held one */
-		if (worker->slot)
-			outbox_report_error(worker->slot, error->message);
+		outbox_report_error(worker->slot, error->message);
 		EmitErrorReport();
 		proc_exit(1);
 	}

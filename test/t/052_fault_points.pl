@@ -140,6 +140,8 @@ sub load_until_fault
 			"fault point $point to be reached",
 			sub {
 				$load = start_load($point) unless $load->running;
+				# a worker comes and goes only when it is told to
+				$node->psql('postgres', 'SELECT outbox.reload()') if $point =~ /^worker-/;
 				return $node->fault_time;
 			},
 			15, 10);

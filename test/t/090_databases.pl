@@ -23,6 +23,7 @@ my $node = Outbox::Node->create(
 	'main',
 	broker => $broker,
 	extension => 0,
+	faultpoints => 1,
 	conf => 'autovacuum = off');
 my $consumer = $broker->start_consumer('orders');
 my $number = 0;
@@ -78,10 +79,10 @@ sub launcher_pid
 #
 # CREATE EXTENSION in databases that are there
 #
-my @databases = qw(shop stock drop force);
+my @databases = qw(shop stock drop force leaving starting);
 $node->safe_psql('postgres', 'CREATE ROLE owner LOGIN');
 $node->safe_psql('postgres', "CREATE DATABASE \"$_\"") for @databases;
-$node->safe_psql('postgres', 'ALTER DATABASE force OWNER TO owner');
+$node->safe_psql('postgres', "ALTER DATABASE \"$_\" OWNER TO owner") for qw(force leaving starting);
 
 # the launcher has long looked at those that have no extension
 $node->wait_for('the launcher to be there',
@@ -106,7 +107,7 @@ END
 }
 publishes($_, "$_ publishes while others do") for @databases;
 is($node->value("SELECT count(DISTINCT datname) FROM pg_stat_activity WHERE backend_type = 'outbox worker'"),
-	4, 'one worker for each');
+	scalar @databases, 'one worker for each');
 
 #
 # DROP DATABASE
@@ -118,6 +119,17 @@ my $session = $node->background_psql('force', extra_params => [ '-U', 'owner' ],
 $session->query_safe('SELECT 1');
 quick('DROP DATABASE force WITH (FORCE)', 'DROP DATABASE WITH (FORCE) by an owner', user => 'owner');
 eval { $session->quit };
+
+# ... nor when it takes its time to leave, or has just connected
+$node->arm('worker-detached', 'wait');
+quick('DROP DATABASE leaving WITH (FORCE)', 'DROP ... WITH (FORCE) while the worker leaves',
+	user => 'owner');
+cmp_ok($node->fault_time, '>', 0, 'the worker took its time');
+$node->arm('worker-connected', 'wait');
+$node->safe_psql('starting', 'SELECT outbox.reload()');
+wait_until('a worker to be connected', sub { $node->fault_time }, 10, 5);
+quick('DROP DATABASE starting WITH (FORCE)', 'DROP ... WITH (FORCE) while the worker starts',
+	user => 'owner');
 
 # ... one that fails, since somebody is connected; it waits 5 s for them to go
 $session = $node->background_psql('shop');

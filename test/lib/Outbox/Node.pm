@@ -229,7 +229,7 @@ sub kill9
 }
 
 # Let the next process that passes a fault point (src/faultpoint.c), or passes it
-# for the (skip + 1)th time, carry out an action: kill, oom or an SQLSTATE.
+# for the (skip + 1)th time, carry out an action: kill, wait, oom or an SQLSTATE.
 sub arm
 {
 	my ($self, $point, $action, $skip) = @_;
