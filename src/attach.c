@@ -5,13 +5,13 @@
  *		the lock which ensures that it is the only publisher there, whatever
  *		the launcher believes.
  *
- *		Called once each, in this order, at the start of the worker; each may
- *		end the process. On exit the slot is given back, and the launcher told.
+ *		Called in this order at the start of the worker; each may end the
+ *		process. On exit the slot is given back, and the launcher told.
  *
  *		The slot is taken before the process is connected to the database, and
- *		given back when it is among the processes of the server no longer: to
- *		DROP DATABASE WITH (FORCE), which waits for nobody, a worker that is
- *		just starting or leaving would be a session that its owner may not end.
+ *		given back when it is no longer in the array of processes: to DROP
+ *		DATABASE WITH (FORCE), which refuses at once, a worker that is just
+ *		starting or leaving would be a session that its owner may not end.
  *		utility.c waits for the slot.
  *
  *		Must agree: launcher.c, which counts each start as a failure in
@@ -87,7 +87,6 @@ outbox_attach(Oid dboid)
 	slot->pid = MyProcPid;
 	slot->procno = outbox_my_procno();
 	slot->announced = false;	/* from here on we see what was announced */
-	slot->looked = false;
 	slot->state = OUTBOX_WORKER_STARTING;
 	LWLockRelease(outbox_shared->lock);
 	on_shmem_exit(detach, (Datum) 0);
@@ -115,6 +114,10 @@ outbox_require_extension(void)
 	bool		template;
 	bool		present;
 
+	/* A COMMIT PREPARED that our snapshot does not see is to announce itself (utility.c). */
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	my_slot->looked = false;
+	LWLockRelease(outbox_shared->lock);
 	StartTransactionCommand();
 	template = is_template();
 	present = OidIsValid(get_extension_oid("outbox", true)) && !template;

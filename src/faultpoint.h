@@ -1,6 +1,6 @@
 /*
  * faultpoint.h
- *		Places at which a test lets a process die or fail.  In a build that is
+ *		Places at which a test lets a process die, fail or wait.  In a build that is
  *		not made with FAULTPOINTS=1 nothing is left of them.
  */
 #ifndef OUTBOX_FAULTPOINT_H

@@ -10,12 +10,14 @@
  *
  *		DROP, RENAME, SET TABLESPACE and CREATE ... TEMPLATE need the database
  *		without sessions: the hook asks its worker to leave (quiesce), waits
- *		until it has, and lets the launcher start it again when the command is
- *		over, whether it worked or not. The mark carries the pid of the
- *		backend, so that one that dies in between does not keep the worker away
- *		(launcher.c).
+ *		until it has given its slot back (attach.c), and lets the launcher
+ *		start it again when the command is over, whether it worked or not. The
+ *		mark carries the pid of the backend, so that one that dies in between
+ *		does not keep the worker away (launcher.c).
  */
 #include "pgcompat.h"
+
+#include <signal.h>
 
 #include "access/htup_details.h"
 #include "catalog/pg_authid.h"
@@ -33,6 +35,7 @@
 
 /* Core waits 5 s for other sessions to leave; so do we, at most. */
 #define QUIESCE_TIMEOUT_MS 5000
+#define TERMINATE_AFTER_MS 100	/* with a signal, if the mark is not enough */
 
 static ProcessUtility_hook_type next_ProcessUtility = NULL;
 
@@ -156,23 +159,51 @@ set_quiesced(Oid dboid, pid_t pid, bool dropped)
 	outbox_shmem_wake_launcher();
 }
 
+/* Is the worker of a database there?  If it is, tell it to end, if asked to. */
+static bool
+worker_is_there(Oid dboid, bool terminate)
+{
+	OutboxSlot *slot;
+	bool		result;
+
+	LWLockAcquire(outbox_shared->lock, LW_SHARED);
+	slot = outbox_shmem_find(dboid);
+	result = slot != NULL && slot->pid != 0;
+	/* It gives its slot back under the lock, so the pid is not yet another's. */
+	if (result && terminate)
+		kill(slot->pid, SIGTERM);
+	LWLockRelease(outbox_shared->lock);
+	return result;
+}
+
 /*
- * Wait until the worker has left.  If it does not, go on: core then raises its
- * own error about a database in use.
+ * Wait until the worker has left.  One that is just connecting may wait for a
+ * lock on the database, which an earlier command of this transaction or of
+ * another has; there it looks at nothing but signals.
+ *
+ * If it does not leave, go on: core then raises its own error about a database
+ * in use.
  */
 static void
 wait_for_worker_to_leave(Oid dboid)
 {
 	TimestampTz start = GetCurrentTimestamp();
-	OutboxSlot *slot;
+	TimestampTz now = start;
+	bool		terminated = false;
 
-	while ((slot = outbox_shmem_find(dboid)) != NULL && slot->pid != 0 &&
-		   !TimestampDifferenceExceeds(start, GetCurrentTimestamp(), QUIESCE_TIMEOUT_MS))
+	while (!TimestampDifferenceExceeds(start, now, QUIESCE_TIMEOUT_MS))
 	{
+		bool		terminate = !terminated &&
+			TimestampDifferenceExceeds(start, now, TERMINATE_AFTER_MS);
+
+		if (!worker_is_there(dboid, terminate))
+			return;
+		terminated |= terminate;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 5, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
+		now = GetCurrentTimestamp();
 	}
 }
 
@@ -222,6 +253,10 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 
 	if (IsA(parsetree, CreatedbStmt))
 		outbox_wake_scan_at_commit();
+
+	/* The launcher may be about to look into it for the first time. */
+	if (OidIsValid(dboid) && IsA(parsetree, DropdbStmt))
+		(void) outbox_shmem_claim(dboid, false);
 
 	if (!OidIsValid(dboid) || outbox_shmem_find(dboid) == NULL)
 	{

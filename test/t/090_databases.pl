@@ -163,6 +163,18 @@ for my $sql ('DROP DATABASE shop', 'DROP DATABASE shop WITH (FORCE)',
 #
 quick('ALTER DATABASE shop RENAME TO store', 'RENAME');
 publishes('store', 'after RENAME the worker is back');
+
+# ... twice in a transaction: the worker that comes in between waits for its lock
+my $swap = $node->background_psql('postgres');
+$swap->query_safe('BEGIN; ALTER DATABASE store RENAME TO depot');
+$node->wait_for('a worker to wait for the lock', <<'END');
+SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND classid = 'pg_database'::regclass
+END
+my $swap_start = time();
+$swap->query_safe('ALTER DATABASE depot RENAME TO store; COMMIT');
+cmp_ok(time() - $swap_start, '<', 3, 'RENAME again in the same transaction, within 3 s');
+$swap->quit;
+publishes('store', 'and the worker is back');
 is($node->status('database', 'store'), 'store', 'and knows the new name');
 
 $node->safe_psql('postgres', <<'END');
