@@ -208,6 +208,14 @@ diag sprintf 'after a restart of the worker: median %.0f ms, 95 %% %.0f ms, long
 cmp_ok($node->value(q{SELECT count(*) FROM outbox.deferred WHERE reason = 'stalled'}),
 	'>=', $silent, 'another worker leaves aside what is set aside');
 
+# It tries one after another; one that works before its turn has come is no news in the log.
+$worker = $node->worker_pid;
+for my $queue (@SILENT, 'leaderless')
+{
+	wait_until("this worker to find that $queue takes no messages",
+		sub { logged(qr/\[$worker\] LOG: .*with routing key "$queue" takes no messages/) }, 40);
+}
+
 #
 # and is back
 #
